@@ -1,0 +1,217 @@
+"""Every option of every task, once: these fields are the Python keywords, the flags, the YAML keys and the help text.
+
+Groups shared by tasks are frozen dataclasses; a task's options inherit from the groups it needs, which keeps
+them flat everywhere. Nothing here imports torch, so that the command line can show help and check values at once.
+Defaults are the paper's; presets (`stmae.presets`) replace them where the machine or the folder ask for others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+# From Python a source may also be a tensor of clips or a torch Dataset; on the command line it is a folder.
+Source = Annotated[Any, arg(constructor=str, metavar="FOLDER")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions:
+    """How clips are taken from videos."""
+
+    frames: int = 16
+    """Frames in a clip."""
+    stride: float = 4.0
+    """Distance between frames of a clip, in frames of a nominal 30 fps clock (4 is 0.133 s)."""
+    image_size: int = 224
+    """Height and width of a clip, in pixels."""
+    workers: int | None = None
+    """Processes that decode videos. Default: from the machine's cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a task runs."""
+
+    seed: int = 0
+    """Everything random follows from this number."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes an accelerator if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of matrix multiplications; auto takes bf16 where the device has it in hardware."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The masked autoencoder."""
+
+    model: str = "vit_base"
+    """Size of the encoder: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant."""
+    patch: tuple[int, int, int] = (2, 16, 16)
+    """Size of a spacetime patch: frames, rows, columns."""
+    mask_ratio: float = 0.9
+    """Share of the tokens that is hidden from the encoder, above 0 and below 1."""
+    target: Literal["normalized_pixels", "pixels"] = "normalized_pixels"
+    """What is predicted: pixels normalised within each patch, or as they are."""
+    predict_frames: Literal["strided", "linspace", "all"] = "strided"
+    """Which frames of a patch are predicted: its first, mae_st's choice of one, or all."""
+    positions: Literal["separable", "joint"] = "separable"
+    """Position embedding: a spatial plus a temporal table, or one table for all tokens."""
+    position_values: Literal["learned", "learned_from_sincos", "sincos"] = "learned"
+    """Position values: learned from random ones, learned from sine-cosine, or fixed sine-cosine."""
+    class_token: bool = True
+    """Give the encoder and decoder a class token."""
+    mask_tokens_in_encoder: bool = False
+    """Let the encoder see mask tokens in place of hidden patches (slow; the paper's baseline)."""
+    decoder_width: int = 512
+    """Width of the decoder."""
+    decoder_depth: int = 4
+    """Blocks in the decoder."""
+    decoder_heads: int = 8
+    """Attention heads of the decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """The schedule and the optimiser (AdamW)."""
+
+    epochs: float = 800.0
+    """Effective epochs: how many clips are taken from each video in all."""
+    warmup_epochs: float | None = None
+    """Effective epochs over which the learning rate rises from 0. Default: 15 % of them (the paper's 120 of 800)."""
+    batch_size: int = 64
+    """Clips per step, over all processes."""
+    accumulate: int = 1
+    """Parts in which the batch is computed one after the other, to save memory."""
+    lr: float | None = None
+    """Peak learning rate. Default: 1.6e-3 x clips per step / 2048."""
+    weight_decay: float = 0.05
+    """Weight decay, of parameters with more than one dimension."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's momentum terms."""
+    clip_grad: float | None = 0.02
+    """Longest gradient norm; longer ones are scaled down to it. None leaves them as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
+    """Pre-train a video encoder on a folder of unlabelled videos.
+
+    Takes any folder, of any depth, with any mix of video files. The same command again goes on where a stopped
+    run stood. Examples:
+
+        stmae pretrain videos/ --out runs/first
+        stmae pretrain videos/ --out runs/base --preset paper --model vit_base --batch-size 512
+    """
+
+    videos: Positional[Source] = field(kw_only=False)
+    """Folder of videos (from Python also a tensor of clips or a Dataset of them)."""
+    out: Path
+    """The run's folder: made if missing; holding this run, the run goes on."""
+    preset: str = "auto"
+    """Named settings for everything not given here; auto picks by device. `stmae presets` lists them."""
+    config: Path | None = None
+    """YAML file with options, such as another run's config.yaml; flags go before it."""
+    init: str | None = None
+    """Run or file to take weights from (a new run; to go on with a run, repeat its command)."""
+    repeats: int = 4
+    """Clips taken from a video each time it is opened (repeated sampling)."""
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    """Random crops: smallest and largest share of the frame's area."""
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)
+    """Random crops: narrowest and widest aspect ratio."""
+    flip: bool = True
+    """Mirror half of the clips left to right; switch it off where direction has a meaning."""
+    holdout: float = 0.05
+    """Share of the videos kept out of training, for the held-out loss and the pictures."""
+    max_bad_share: float = 0.1
+    """Stop with an error when more than this share of the videos is unreadable."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    log_every: int = 20
+    """Steps between log lines."""
+    evaluate_every: int = 250
+    """Steps between held-out losses and pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructOptions(RunOptions):
+    """Show what a model paints back: original | masked | painted back, as GIF, MP4 and PNG.
+
+    Beside the model's picture stand two baselines, predicting nothing (the visible patches' mean) and copying the
+    nearest visible patch in time, and the share of the hidden pixels' variance that each explains. Example:
+
+        stmae reconstruct clip.mp4 --model runs/first --mask-ratio 0.9 0.95 0.98
+    """
+
+    videos: Positional[Source] = field(kw_only=False)
+    """A video, or a folder of them."""
+    model: str
+    """Run folder or weights file."""
+    out: Path = Path("reconstructions")
+    """Folder for the pictures."""
+    mask_ratio: tuple[float, ...] = ()
+    """Share of the tokens to hide; several stand side by side. Default: the model's own."""
+    statistics: Literal["visible", "true"] = "visible"
+    """For normalised targets: un-normalise with visible neighbours' statistics, or the hidden patch's own (a leak)."""
+    start: float | None = None
+    """Where the clip starts, in seconds. Default: so that the clip is the middle of the video."""
+    clips: int = 8
+    """From a folder, pictures of at most so many videos; scores are over all of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(RunOptions):
+    """Write one row of features per video, or per window of it, as Parquet or NumPy file.
+
+    Examples:
+
+        stmae embed videos/ --model runs/first --out features.parquet
+        stmae embed videos/ --model runs/first --out features.npz --window 2.0
+    """
+
+    videos: Positional[Source] = field(kw_only=False)
+    """Folder of videos, or one video."""
+    model: str
+    """Run folder or weights file."""
+    out: Path
+    """File to write; its ending (.parquet or .npz) is the format."""
+    window: float | None = None
+    """Seconds between windows: a row per window, with its times. Default: one row per video."""
+    views: int = 1
+    """Clips spread over a video whose features are averaged, where there are no windows."""
+    batch_size: int = 8
+    """Clips per step."""
+    workers: int | None = None
+    """Processes that decode videos. Default: from the machine's cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
+
+    Example:
+
+        stmae demo --out demo
+    """
+
+    data: Path | None = None
+    """Folder of videos to use in place of the sample videos."""
+    out: Path = Path("demo")
+    """Folder for the videos, the run and the pictures."""
+    minutes: float = 4.0
+    """How long the training part may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Say what this machine has: versions, devices, decoders, and what is missing and how to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetsOptions:
+    """List the presets of a command and what each sets."""
