@@ -1,0 +1,225 @@
+"""Checkpoints of facebookresearch/mae_st: their names and shapes to ours and back, bit for bit.
+
+Facts of the format: q, k and v are three linear layers; the patch embedding is a Conv3d; position tables and tokens
+carry leading dimensions of 1; the decoder has a class token of its own exactly when the encoder has one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..model.config import (
+    BlocksConfig,
+    ClassifierConfig,
+    ClipConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MaeConfig,
+    PositionLayout,
+    PredictFrames,
+)
+
+State = dict[str, Tensor]
+
+
+def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) -> MaeConfig | ClassifierConfig:
+    """The model that a state dict belongs to: from names and shapes, and from the reference's own options if given.
+
+    Args:
+        given: options by mae_st's names (``num_heads``, ``decoder_num_heads``, ``mask_ratio``, ``pred_t_dim``, ...).
+            Without them the published sizes' heads and the paper's ratio, 0.9, are taken.
+
+    Raises:
+        UserError: names are missing, or heads cannot be told and are not given.
+    """
+    given = given or {}
+    for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight"):
+        if name not in state:
+            raise UserError(
+                f'the state dict has no "{name}".',
+                "It is no checkpoint of mae_st: check family=, and that the encoder is in the file.",
+            )
+    width, channels, *patch = state["patch_embed.proj.weight"].shape
+    separable = "pos_embed_spatial" in state
+    class_token = "cls_token" in state
+    clip = _clip(state, given, channels, (patch[0], patch[1], patch[2]), separable, class_token)
+    encoder = EncoderConfig(
+        clip=clip,
+        blocks=_blocks(state, "blocks", given.get("num_heads"), {768: 12, 1024: 16, 1280: 16}, width, given),
+        positions="separable" if separable else "joint",
+        class_token=class_token,
+    )
+    if "head.weight" in state:
+        return ClassifierConfig(encoder=encoder, classes=len(state["head.weight"]))
+    if "decoder_embed.weight" not in state:
+        raise UserError(
+            "the state dict has neither a decoder nor a classifier's head.", "Use a complete checkpoint of mae_st."
+        )
+    decoder_width = len(state["decoder_embed.weight"])
+    decoder_layout: PositionLayout = "separable" if "decoder_pos_embed_spatial" in state else "joint"
+    decoder = DecoderConfig(
+        blocks=_blocks(state, "decoder_blocks", given.get("decoder_num_heads"), {512: 16}, decoder_width, given),
+        positions=decoder_layout,
+        class_token="own" if class_token else "none",
+    )
+    return MaeConfig(
+        encoder=encoder,
+        decoder=decoder,
+        mask_ratio=given.get("mask_ratio", 0.9),
+        visible_count="float",
+        target="normalized_pixels" if given.get("norm_pix_loss", True) else "pixels",
+        predict_frames=_predict_frames(state, clip),
+    )
+
+
+def _clip(
+    state: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    channels: int,
+    patch: tuple[int, int, int],
+    separable: bool,
+    class_token: bool,
+) -> ClipConfig:
+    if separable:
+        side = math.isqrt(state["pos_embed_spatial"].shape[1])
+        steps = state["pos_embed_temporal"].shape[1]
+    else:
+        tokens = state["pos_embed"].shape[1] - int(class_token)
+        steps = given.get("num_frames", 16) // patch[0]
+        side = math.isqrt(tokens // steps)
+        if steps * side * side != tokens:
+            raise UserError(
+                f"a joint position table of {tokens} tokens does not fit {steps} time steps of a square grid.",
+                'Give the length as config={"num_frames": ...}.',
+            )
+    return ClipConfig(
+        frames=steps * patch[0], height=side * patch[1], width=side * patch[2], channels=channels, patch=patch
+    )
+
+
+def _blocks(
+    state: Mapping[str, Tensor],
+    prefix: str,
+    heads: int | None,
+    published: Mapping[int, int],
+    width: int,
+    given: Mapping[str, Any],
+) -> BlocksConfig:
+    if heads is None and width not in published:
+        option = "num_heads" if prefix == "blocks" else "decoder_num_heads"
+        raise UserError(
+            f"names and shapes do not tell how many heads a width of {width} is split over.",
+            f'Give it as config={{"{option}": ...}}.',
+        )
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith(prefix + "."))
+    return BlocksConfig(
+        width=width,
+        depth=depth,
+        heads=heads or published[width],
+        mlp_width=len(state[f"{prefix}.0.mlp.fc1.weight"]),
+        qkv_bias=f"{prefix}.0.attn.q.bias" in state,
+        norm_eps=given.get("norm_eps", 1e-6),
+    )
+
+
+def _predict_frames(state: Mapping[str, Tensor], clip: ClipConfig) -> PredictFrames:
+    pt, ph, pw = clip.patch
+    frames = len(state["decoder_pred.weight"]) / (ph * pw * clip.channels)
+    if frames == pt:
+        return "all"
+    if frames == 1:
+        return "linspace"
+    raise UserError(
+        f"the checkpoint predicts {frames:g} of the {pt} frames of a patch.", "1 or all of them are supported."
+    )
+
+
+def to_ours(state: Mapping[str, Tensor], config: MaeConfig | ClassifierConfig) -> State:
+    """Their state dict under our names and shapes; names that are not known are kept as they are."""
+    ours: State = {}
+    for name, value in state.items():
+        if ".attn.q." in name:
+            parts = [state[name.replace(".attn.q.", f".attn.{letter}.")] for letter in "qkv"]
+            ours[_our_name(name.replace(".attn.q.", ".attn.qkv."))] = torch.cat(parts)
+        elif ".attn.k." in name or ".attn.v." in name:
+            continue
+        elif name == "patch_embed.proj.weight":  # (D, C, pt, ph, pw) to (D, pt*ph*pw*C)
+            ours["encoder.patch_embed.proj.weight"] = value.permute(0, 2, 3, 4, 1).flatten(1)
+        elif name in ("pos_embed", "decoder_pos_embed"):  # row 0 is the class token's, when there is one
+            side = _side(name)
+            rows = value[0]
+            if config.encoder.class_token:
+                ours[f"{side}.positions.class_position"], rows = rows[:1], rows[1:]
+            ours[f"{side}.positions.joint"] = rows
+        else:
+            ours[_our_name(name)] = value.reshape(value.shape[-2:]) if value.ndim == 3 else value
+    return {name: value.contiguous() for name, value in ours.items()}
+
+
+def to_theirs(ours: Mapping[str, Tensor], config: MaeConfig | ClassifierConfig) -> State:
+    """The inverse of `to_ours`."""
+    theirs: State = {}
+    clip = config.encoder.clip
+    for name, value in ours.items():
+        if ".attn.qkv." in name:
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                theirs[_their_name(name.replace(".attn.qkv.", f".attn.{letter}."))] = part
+        elif name == "encoder.patch_embed.proj.weight":
+            cut = value.unflatten(1, (*clip.patch, clip.channels))
+            theirs["patch_embed.proj.weight"] = cut.permute(0, 4, 1, 2, 3)
+        elif name.endswith("positions.joint"):
+            first = ours.get(name.replace("joint", "class_position"))
+            theirs[_their_name(name)] = (value if first is None else torch.cat([first, value]))[None]
+        elif name.endswith("positions.class_position") and name.replace("class_position", "joint") in ours:
+            continue
+        else:
+            theirs[_their_name(name)] = value[None] if ".positions." in name or name.endswith("_token") else value
+    return {name: value.contiguous() for name, value in theirs.items()}
+
+
+# Ours: theirs, for everything that is only renamed. A name that ends in a dot is a prefix.
+_NAMES = {
+    "decoder.blocks.": "decoder_blocks.",
+    "decoder.norm.": "decoder_norm.",
+    "decoder.embed.": "decoder_embed.",
+    "decoder.head.": "decoder_pred.",
+    "decoder.mask_token": "mask_token",
+    "decoder.class_token": "decoder_cls_token",
+    "decoder.positions.spatial": "decoder_pos_embed_spatial",
+    "decoder.positions.temporal": "decoder_pos_embed_temporal",
+    "decoder.positions.class_position": "decoder_pos_embed_class",
+    "decoder.positions.joint": "decoder_pos_embed",
+    "encoder.positions.spatial": "pos_embed_spatial",
+    "encoder.positions.temporal": "pos_embed_temporal",
+    "encoder.positions.class_position": "pos_embed_class",
+    "encoder.positions.joint": "pos_embed",
+    "encoder.class_token": "cls_token",
+    "encoder.patch_embed.": "patch_embed.",
+    "encoder.blocks.": "blocks.",
+    "encoder.norm.": "norm.",
+    "head.": "head.",
+}
+
+
+def _side(name: str) -> str:
+    return "decoder" if name.startswith("decoder") else "encoder"
+
+
+def _our_name(name: str) -> str:
+    for ours, theirs in _NAMES.items():
+        if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
+            return ours + name[len(theirs) :]
+    return name
+
+
+def _their_name(name: str) -> str:
+    for ours, theirs in _NAMES.items():
+        if name == ours or (ours.endswith(".") and name.startswith(ours)):
+            return theirs + name[len(ours) :]
+    raise UserError(f'mae_st has no place for "{name}".', "Save the model in stmae's own format instead.")

@@ -1,0 +1,59 @@
+"""`load`: the one door through which every `--model` and `--init` goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..model.config import ClassifierConfig, EncoderConfig, MaeConfig, from_dict
+from ..model.encoder import VideoViT
+from ..model.heads import Classifier
+from ..model.mae import MaskedAutoencoder
+from ..runs import find_weights, load_weights
+from .reference import load_strictly
+
+Model = MaskedAutoencoder | VideoViT | Classifier
+
+
+def load(where: str | Path) -> VideoViT:
+    """The encoder of a run or weights file, in eval mode on the CPU.
+
+    >>> encoder = stmae.load("runs/first")
+    >>> features = encoder(clip)  # uint8 (B, 3, 16, 224, 224) to (B, D)
+
+    Raises:
+        UserError: nothing there, a damaged file, or weights that do not fit their configuration.
+    """
+    model = load_model(where)
+    return model if isinstance(model, VideoViT) else model.encoder
+
+
+def load_autoencoder(where: str | Path) -> MaskedAutoencoder:
+    """The whole autoencoder of a run or weights file, in eval mode on the CPU.
+
+    Raises:
+        UserError: as `load`, or the file holds no decoder.
+    """
+    model = load_model(where)
+    if not isinstance(model, MaskedAutoencoder):
+        raise UserError(f'"{where}" holds no decoder.', "Give a pre-training run.")
+    return model
+
+
+def load_model(where: str | Path) -> Model:
+    """Whatever model a run or weights file holds, in eval mode on the CPU."""
+    tensors, stored = load_weights(find_weights(where))
+    config = from_dict(stored["model"])
+    with torch.device("meta"):
+        model: Model
+        if isinstance(config, MaeConfig):
+            model = MaskedAutoencoder(config)
+        elif isinstance(config, ClassifierConfig):
+            model = Classifier(config)
+        else:
+            assert isinstance(config, EncoderConfig)
+            model = VideoViT(config)
+    load_strictly(model, tensors)
+    return model.eval()

@@ -1,0 +1,132 @@
+"""`load_reference` and `save_reference`: other projects' checkpoints in and out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..model.config import ClassifierConfig, MaeConfig
+from ..model.heads import Classifier
+from ..model.mae import MaskedAutoencoder
+from . import mae_st
+
+Family = Literal["mae_st"]
+FAMILIES = {"mae_st": mae_st}
+
+
+def load_reference(
+    checkpoint: str | Path | Mapping[str, Any], *, family: Family, config: Mapping[str, Any] | None = None
+) -> MaskedAutoencoder | Classifier:
+    """A reference implementation's checkpoint as one of our models, in eval mode.
+
+    Args:
+        checkpoint: a state dict, or a path to a ``.pth`` file (read with `weights_only`) or a ``.safetensors`` one.
+        family: whose checkpoint it is.
+        config: the reference's options by its own names, for what names and shapes do not tell (heads, mask ratio,
+            frames); options that a safetensors file carries under "config" are used without it.
+
+    Raises:
+        UserError: an unreadable file, an unknown family, names that are missing, left over or of another shape.
+    """
+    source = _family(family)
+    state, stored = (dict(checkpoint), None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint))
+    state = _state_dict(state)
+    parsed = source.read_config(state, config if config is not None else stored)
+    ours = source.to_ours(state, parsed)
+    with torch.device("meta"):
+        model: MaskedAutoencoder | Classifier
+        model = MaskedAutoencoder(parsed) if isinstance(parsed, MaeConfig) else Classifier(parsed)
+    load_strictly(model, ours)
+    return model.eval()
+
+
+def save_reference(model: MaskedAutoencoder | Classifier, *, family: Family) -> dict[str, Tensor]:
+    """The model's weights under a reference implementation's names and shapes.
+
+    Raises:
+        UserError: an unknown family, or a model that the family has no names for.
+    """
+    config = model.config
+    assert isinstance(config, MaeConfig | ClassifierConfig)
+    return _family(family).to_theirs(model.state_dict(), config)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts weights into a model made on the meta device, every name and shape checked.
+
+    Raises:
+        UserError: all names that are missing, left over or of another shape.
+    """
+    expected = model.state_dict()
+    lines = [f"missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
+    lines += [f"left over   {name} {tuple(state[name].shape)}" for name in state if name not in expected]
+    lines += [
+        f"misshaped   {name}: the file has {tuple(state[name].shape)}, the model {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    if lines:
+        raise UserError(
+            "the weights do not fit the model:\n    " + "\n    ".join(lines), "\n  Check which model the file is of."
+        )
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])
+    fill_buffers(model)
+
+
+def fill_buffers(model: nn.Module) -> None:
+    """Gives the buffers that no checkpoint holds their values, after a model was made on the meta device."""
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)
+            module.reset_parameters()  # type: ignore[operator]
+
+
+def _family(family: str) -> Any:
+    if family not in FAMILIES:
+        raise UserError(f'unknown family "{family}".', f"Known: {', '.join(FAMILIES)}.")
+    return FAMILIES[family]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    if not path.is_file():
+        raise UserError(f'there is no file "{path}".', "Give a .pth or .safetensors file.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                stored = json.loads((file.metadata() or {}).get("config", "null"))
+                return {name: file.get_tensor(name) for name in file.keys()}, stored  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f'"{path}" is no readable safetensors file: {error}.', "Copy or download it again."
+            ) from None
+    try:
+        # The official files hold their command line as a Namespace, which is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True), None
+    except Exception as error:  # torch raises many kinds for a damaged or hostile file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f'"{path}" cannot be read safely: {reason}', "It is damaged, or holds more than weights, which is not run."
+        ) from None
+
+
+def _state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict within what a training script saved."""
+    for key in ("model", "model_state", "module"):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = dict(checkpoint[key])
+    prefix = "weights."  # a file that holds weights beside other tensors
+    if any(name.startswith(prefix) for name in checkpoint):
+        checkpoint = {name[len(prefix) :]: value for name, value in checkpoint.items() if name.startswith(prefix)}
+    return {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}

@@ -1,0 +1,221 @@
+"""Sizes and switches of the models, and whether they fit together. Plain data: no torch in here.
+
+Frozen dataclasses that turn into nested dicts (`as_dict`) and back (`from_dict`), so that a checkpoint can carry
+its own configuration. What does not fit raises `UserError` with every mistake at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ..errors import Problems, UserError
+
+PositionLayout = Literal["separable", "joint"]
+PositionValues = Literal["learned", "learned_from_sincos", "sincos"]
+PredictFrames = Literal["strided", "linspace", "all"]
+TargetKind = Literal["normalized_pixels", "pixels"]
+Grid = tuple[int, int, int]  # tokens over time, rows, columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The clip a model takes and how it is cut into spacetime patches.
+
+    `mean` and `std` (one value for all channels, or one per channel; of pixels in 0..1) normalise uint8 clips;
+    the defaults are the reference's, which are not ImageNet's.
+    """
+
+    frames: int = 16
+    height: int = 224
+    width: int = 224
+    channels: int = 3
+    patch: tuple[int, int, int] = (2, 16, 16)
+    mean: tuple[float, ...] = (0.45,)
+    std: tuple[float, ...] = (0.225,)
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        for name in ("frames", "height", "width", "channels"):
+            problems.check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}.", "It must be at least 1.")
+        for size, step, name in zip(self.shape, self.patch, ("frames", "height", "width"), strict=True):
+            if step < 1:
+                problems.add(f"a patch of {step} {name} is empty.", "Choose at least 1.")
+            elif size % step:
+                near = " or ".join(str(n) for n in (size // step * step, (size // step + 1) * step) if n)
+                problems.add(f"{name} {size} is not a multiple of the patch's {step}.", f"Choose {near}.")
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            problems.check(
+                count in (1, self.channels),
+                f"{name} has {count} values for {self.channels} channels.",
+                f"Give 1 or {self.channels}.",
+            )
+        problems.check(all(value > 0 for value in self.std), f"std is {self.std}.", "Every value must be above 0.")
+        problems.raise_any()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height and width."""
+        return self.frames, self.height, self.width
+
+    @property
+    def grid(self) -> Grid:
+        """Tokens over time, rows and columns: (t, h, w)."""
+        (T, H, W), (pt, ph, pw) = self.shape, self.patch
+        return T // pt, H // ph, W // pw
+
+    @property
+    def tokens(self) -> int:
+        """N = t * h * w."""
+        return math.prod(self.grid)
+
+    @property
+    def patch_values(self) -> int:
+        """Values in one patch: frames x rows x columns x channels."""
+        return math.prod(self.patch) * self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """A stack of transformer blocks."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        for name in ("width", "depth", "heads", "mlp_width"):
+            problems.check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}.", "It must be at least 1.")
+        if self.heads >= 1 and self.width % self.heads:
+            divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            near = min(divisors, key=lambda n: abs(n - self.heads))
+            problems.add(f"width {self.width} cannot be split over {self.heads} heads.", f"{near} would do.")
+        problems.raise_any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A vanilla ViT over spacetime patches (paper, section 3)."""
+
+    clip: ClipConfig
+    blocks: BlocksConfig
+    positions: PositionLayout = "separable"
+    position_values: PositionValues = "learned"
+    class_token: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The small ViT that paints back.
+
+    `class_token`: "own" is a token of the decoder's own (mae_st), "encoder" hands on the encoder's (PySlowFast).
+    """
+
+    blocks: BlocksConfig
+    positions: PositionLayout = "separable"
+    position_values: PositionValues = "learned"
+    class_token: Literal["own", "encoder", "none"] = "own"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig:
+    """A masked autoencoder: encoder, decoder, how much is hidden, what is predicted.
+
+    `visible_count`: "exact" keeps floor(N (1 - ratio)) tokens; "float" is the references' integer part of the
+    floating-point product, which is one less where the product should be whole (15 of 160 at 0.9).
+    """
+
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    mask_ratio: float = 0.9
+    visible_count: Literal["exact", "float"] = "exact"
+    target: TargetKind = "normalized_pixels"
+    predict_frames: PredictFrames = "strided"
+    mask_tokens_in_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(
+            0 < self.mask_ratio < 1,
+            f"mask ratio {self.mask_ratio} leaves nothing {'visible' if self.mask_ratio >= 1 else 'hidden'}.",
+            "Choose one above 0 and below 1, such as 0.9.",
+        )
+        problems.check(self.encoder.clip.tokens > 1, "the clip has a single token.", "Choose a smaller patch.")
+        problems.check(
+            self.decoder.class_token != "encoder" or self.encoder.class_token,
+            'the decoder takes the class token from an encoder that has none (decoder class_token "encoder").',
+            'Give the encoder a class token, or the decoder "own" or "none".',
+        )
+        problems.raise_any()
+
+    @property
+    def target_frames(self) -> int:
+        """Frames of a patch that are predicted."""
+        return self.encoder.clip.patch[0] if self.predict_frames == "all" else 1
+
+    @property
+    def target_values(self) -> int:
+        """P: values predicted per token."""
+        pt = self.encoder.clip.patch[0]
+        return self.encoder.clip.patch_values // pt * self.target_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """An encoder with a linear classifier on its averaged tokens (paper, section 4)."""
+
+    encoder: EncoderConfig
+    classes: int
+    dropout: float = 0.0
+
+
+ModelConfig = EncoderConfig | MaeConfig | ClassifierConfig
+C = TypeVar("C")
+
+KINDS: dict[str, type] = {"encoder": EncoderConfig, "mae": MaeConfig, "classifier": ClassifierConfig}
+
+
+def as_dict(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as plain nested data, with its kind under "kind"."""
+    kind = next(name for name, made in KINDS.items() if type(config) is made)
+    return {"kind": kind, **dataclasses.asdict(config)}
+
+
+def from_dict(data: Mapping[str, Any]) -> ModelConfig:
+    """The configuration from `as_dict`'s data (JSON's lists become tuples again).
+
+    Raises:
+        UserError: an unknown kind or key, a missing key.
+    """
+    values = dict(data)
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise UserError(f'model kind "{kind}" is unknown.', f"Known: {', '.join(KINDS)}.")
+    return _build(KINDS[kind], values)
+
+
+def _build(made: type[C], values: Mapping[str, Any]) -> C:
+    hints = typing.get_type_hints(made)
+    strange = sorted(set(values) - set(hints))
+    if strange:
+        raise UserError(
+            f"{made.__name__} has no {', '.join(strange)}.", "The file comes from a newer version of stmae: update."
+        )
+    parsed = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _build(typing.cast(type, hints[name]), value)
+        parsed[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return made(**parsed)
+    except TypeError as error:
+        raise UserError(f"{made.__name__}: {error}.", "The configuration is incomplete.") from None

@@ -1,0 +1,122 @@
+"""Model sizes: a size is a three-line function. `create_model("vit_large")` makes a fresh autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import unknown
+from .config import (
+    BlocksConfig,
+    ClipConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MaeConfig,
+    PositionLayout,
+    PositionValues,
+    PredictFrames,
+    TargetKind,
+)
+from .mae import MaskedAutoencoder
+
+
+def _vit(width: int, depth: int, heads: int, mlp_width: int | None = None) -> BlocksConfig:
+    return BlocksConfig(width=width, depth=depth, heads=heads, mlp_width=mlp_width or 4 * width)
+
+
+def vit_tiny() -> BlocksConfig:
+    """5.3 M parameters."""
+    return _vit(192, 12, 3)
+
+
+def vit_small() -> BlocksConfig:
+    """21 M parameters."""
+    return _vit(384, 12, 6)
+
+
+def vit_base() -> BlocksConfig:
+    """86 M parameters."""
+    return _vit(768, 12, 12)
+
+
+def vit_large() -> BlocksConfig:
+    """304 M parameters: the paper's default."""
+    return _vit(1024, 24, 16)
+
+
+def vit_huge() -> BlocksConfig:
+    """632 M parameters; patch 16 as in the paper, not the official code's 14."""
+    return _vit(1280, 32, 16)
+
+
+def vit_giant() -> BlocksConfig:
+    """1.01 G parameters: VideoMAE v2's, with an MLP of 48/11 times the width."""
+    return _vit(1408, 40, 16, mlp_width=1408 * 48 // 11)
+
+
+SIZES: dict[str, Callable[[], BlocksConfig]] = {
+    size.__name__: size for size in (vit_tiny, vit_small, vit_base, vit_large, vit_huge, vit_giant)
+}
+
+
+def mae_config(
+    name: str,
+    *,
+    frames: int = 16,
+    image_size: int | tuple[int, int] = 224,
+    channels: int = 3,
+    patch: tuple[int, int, int] = (2, 16, 16),
+    mean: tuple[float, ...] = (0.45,),
+    std: tuple[float, ...] = (0.225,),
+    mask_ratio: float = 0.9,
+    target: TargetKind = "normalized_pixels",
+    predict_frames: PredictFrames = "strided",
+    positions: PositionLayout = "separable",
+    position_values: PositionValues = "learned",
+    decoder_positions: PositionLayout | None = None,
+    decoder_position_values: PositionValues | None = None,
+    class_token: bool = True,
+    mask_tokens_in_encoder: bool = False,
+    decoder_width: int = 512,
+    decoder_depth: int = 4,
+    decoder_heads: int = 8,
+) -> MaeConfig:
+    """The configuration of a named size with the paper's settings, or with those given.
+
+    `image_size` is one number or (height, width). The decoder's positions follow the encoder's unless given.
+
+    Raises:
+        UserError: an unknown name; sizes that do not fit together.
+    """
+    if name not in SIZES:
+        raise unknown("model", name, list(SIZES))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    clip = ClipConfig(frames=frames, height=height, width=width, channels=channels, patch=patch, mean=mean, std=std)
+    encoder = EncoderConfig(
+        clip=clip,
+        blocks=SIZES[name](),
+        positions=positions,
+        position_values=position_values,
+        class_token=class_token,
+    )
+    decoder = DecoderConfig(
+        blocks=_vit(decoder_width, decoder_depth, decoder_heads),
+        positions=decoder_positions or positions,
+        position_values=decoder_position_values or position_values,
+        class_token="own" if class_token else "none",
+    )
+    return MaeConfig(
+        encoder=encoder,
+        decoder=decoder,
+        mask_ratio=mask_ratio,
+        target=target,
+        predict_frames=predict_frames,
+        mask_tokens_in_encoder=mask_tokens_in_encoder,
+    )
+
+
+def create_model(name: str, **options: object) -> MaskedAutoencoder:
+    """A fresh masked autoencoder of a named size; the options are `mae_config`'s.
+
+    >>> model = create_model("vit_large", frames=16, image_size=224, mask_ratio=0.9)
+    """
+    return MaskedAutoencoder(mae_config(name, **options))  # type: ignore[arg-type]
