@@ -7,9 +7,10 @@ Defaults are the paper's; presets (`stmae.presets`) replace them where the machi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from tyro.conf import Positional, arg
 
@@ -17,8 +18,36 @@ from tyro.conf import Positional, arg
 Source = Annotated[Any, arg(constructor=str, metavar="FOLDER")]
 
 
+if TYPE_CHECKING:
+    AnyPath = Any  # text may be given and a Path is read, which a type checker has no way to be told
+else:
+    AnyPath = Path
+
+
+def default(text: str) -> object:
+    """What the help shows as the default of an option whose None stands for something worked out later."""
+    return arg(help_behavior_hint=f"(default: {text})")
+
+
+class Options:
+    """Base of all options: remembers which ones the caller gave, so that a preset fills in only the others."""
+
+    _given: frozenset[str]
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        self = super().__new__(cls)
+        positional = [f.name for f in fields(cls) if not f.kw_only]  # type: ignore[arg-type]
+        object.__setattr__(self, "_given", frozenset([*positional[: len(args)], *keywords]))
+        return self
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The options that were given, by name; all others hold their defaults."""
+        return {name: getattr(self, name) for name in sorted(self._given)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class ClipOptions:
+class ClipOptions(Options):
     """How clips are taken from videos."""
 
     frames: int = 16
@@ -27,12 +56,12 @@ class ClipOptions:
     """Distance between frames of a clip, in frames of a nominal 30 fps clock (4 is 0.133 s)."""
     image_size: int = 224
     """Height and width of a clip, in pixels."""
-    workers: int | None = None
-    """Processes that decode videos. Default: from the machine's cores."""
+    workers: Annotated[int | None, default("from the machine's cores")] = None
+    """Processes that decode videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Options):
     """Where and how a task runs."""
 
     seed: int = 0
@@ -44,7 +73,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Options):
     """The masked autoencoder."""
 
     model: str = "vit_base"
@@ -74,19 +103,19 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerOptions:
+class OptimizerOptions(Options):
     """The schedule and the optimiser (AdamW)."""
 
     epochs: float = 800.0
     """Effective epochs: how many clips are taken from each video in all."""
-    warmup_epochs: float | None = None
-    """Effective epochs over which the learning rate rises from 0. Default: 15 % of them (the paper's 120 of 800)."""
+    warmup_epochs: Annotated[float | None, default("15 % of the epochs, the paper's 120 of 800")] = None
+    """Effective epochs over which the learning rate rises from 0."""
     batch_size: int = 64
     """Clips per step, over all processes."""
     accumulate: int = 1
     """Parts in which the batch is computed one after the other, to save memory."""
-    lr: float | None = None
-    """Peak learning rate. Default: 1.6e-3 x clips per step / 2048."""
+    lr: Annotated[float | None, default("1.6e-3 x clips per step / 2048")] = None
+    """Peak learning rate."""
     weight_decay: float = 0.05
     """Weight decay, of parameters with more than one dimension."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -108,13 +137,13 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
 
     videos: Positional[Source] = field(kw_only=False)
     """Folder of videos (from Python also a tensor of clips or a Dataset of them)."""
-    out: Path
+    out: AnyPath
     """The run's folder: made if missing; holding this run, the run goes on."""
     preset: str = "auto"
     """Named settings for everything not given here; auto picks by device. `stmae presets` lists them."""
-    config: Path | None = None
+    config: Annotated[AnyPath | None, default("none")] = None
     """YAML file with options, such as another run's config.yaml; flags go before it."""
-    init: str | None = None
+    init: Annotated[str | None, default("none: start from random weights")] = None
     """Run or file to take weights from (a new run; to go on with a run, repeat its command)."""
     repeats: int = 4
     """Clips taken from a video each time it is opened (repeated sampling)."""
@@ -152,14 +181,14 @@ class ReconstructOptions(RunOptions):
     """A video, or a folder of them."""
     model: str
     """Run folder or weights file."""
-    out: Path = Path("reconstructions")
+    out: AnyPath = Path("reconstructions")
     """Folder for the pictures."""
-    mask_ratio: tuple[float, ...] = ()
-    """Share of the tokens to hide; several stand side by side. Default: the model's own."""
+    mask_ratio: Annotated[tuple[float, ...], default("the model's own")] = ()
+    """Share of the tokens to hide; several stand side by side."""
     statistics: Literal["visible", "true"] = "visible"
     """For normalised targets: un-normalise with visible neighbours' statistics, or the hidden patch's own (a leak)."""
-    start: float | None = None
-    """Where the clip starts, in seconds. Default: so that the clip is the middle of the video."""
+    start: Annotated[float | None, default("such that the clip is the middle of the video")] = None
+    """Where the clip starts, in seconds."""
     clips: int = 8
     """From a folder, pictures of at most so many videos; scores are over all of these."""
 
@@ -178,20 +207,20 @@ class EmbedOptions(RunOptions):
     """Folder of videos, or one video."""
     model: str
     """Run folder or weights file."""
-    out: Path
+    out: AnyPath
     """File to write; its ending (.parquet or .npz) is the format."""
-    window: float | None = None
-    """Seconds between windows: a row per window, with its times. Default: one row per video."""
+    window: Annotated[float | None, default("none: one row per video")] = None
+    """Seconds between windows: a row per window, with its times."""
     views: int = 1
     """Clips spread over a video whose features are averaged, where there are no windows."""
     batch_size: int = 8
     """Clips per step."""
-    workers: int | None = None
-    """Processes that decode videos. Default: from the machine's cores."""
+    workers: Annotated[int | None, default("from the machine's cores")] = None
+    """Processes that decode videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(Options):
     """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
 
     Example:
@@ -199,19 +228,19 @@ class DemoOptions:
         stmae demo --out demo
     """
 
-    data: Path | None = None
+    data: Annotated[AnyPath | None, default("sample videos made for the purpose")] = None
     """Folder of videos to use in place of the sample videos."""
-    out: Path = Path("demo")
+    out: AnyPath = Path("demo")
     """Folder for the videos, the run and the pictures."""
     minutes: float = 4.0
     """How long the training part may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(Options):
     """Say what this machine has: versions, devices, decoders, and what is missing and how to get it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PresetsOptions:
+class PresetsOptions(Options):
     """List the presets of a command and what each sets."""

@@ -1,0 +1,50 @@
+"""Presets of `stmae pretrain`: named option values, each a plain function of what the run found.
+
+A preset gives values for options; those it does not mention keep their defaults, and everything the user gives
+(in a `--config` file or as a flag) goes before it. A function's docstring is its line in `stmae presets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a preset may depend on."""
+
+    videos: int
+    """Videos found."""
+    device: str
+    """Type of the device the run computes on: cpu, cuda or mps."""
+
+
+Preset = Callable[[Facts], dict[str, Any]]
+
+
+def auto(facts: Facts) -> dict[str, Any]:
+    """paper on an accelerator, small on a CPU."""
+    return (small if facts.device == "cpu" else paper)(facts)
+
+
+def paper(facts: Facts) -> dict[str, Any]:
+    """The paper's recipe: 16 frames of 224 x 224, 90 % hidden, 800 epochs (--model vit_large for its main model)."""
+    return {}
+
+
+def small(facts: Facts) -> dict[str, Any]:
+    """A small model and small clips, for a CPU or a first look: minutes rather than days."""
+    return {
+        "model": "vit_tiny",
+        "image_size": 112,
+        "decoder_width": 192,
+        "decoder_depth": 2,
+        "decoder_heads": 3,
+        "epochs": 200.0,
+        "batch_size": 16,
+    }
+
+
+PRESETS: dict[str, Preset] = {"auto": auto, "paper": paper, "small": small}

@@ -1,0 +1,278 @@
+"""What can be wrong with options, found without torch and without reading a video, and reported all at once.
+
+Each check takes the options of one task and the list that gathers their problems.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stmae.errors import Problems, unknown
+from stmae.presets import PRESETS
+from stmae.tasks.options import (
+    DemoOptions,
+    EmbedOptions,
+    ModelOptions,
+    OptimizerOptions,
+    Options,
+    PretrainOptions,
+    ReconstructOptions,
+)
+
+MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
+FEATURE_FILES = (".parquet", ".npz")
+
+
+def check(options: Options) -> None:
+    """Raises one `UserError` with everything wrong with a task's options; does nothing if that is nothing."""
+    problems = Problems()
+    if type(options) in CHECKS:
+        CHECKS[type(options)](options, problems)
+    problems.raise_any()
+
+
+def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
+    """Everything `stmae pretrain` can refuse before it looks into the folder."""
+    _known("preset", options.preset, tuple(PRESETS), problems)
+    _folder_of_videos(options.videos, problems)
+    _writable("out", options.out, problems, folder=True)
+    if options.init is not None:
+        _exists("init", options.init, "Give a run's folder or a weights file", problems)
+    _at_least(
+        options, ("frames", "image_size", "repeats", "save_every", "keep", "log_every", "evaluate_every"), 1, problems
+    )
+    _workers(options.workers, problems)
+    _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
+    check_model(options, options.frames, options.image_size, problems)
+    check_optimizer(options, problems)
+    _batch(options, problems)
+    _range("crop_area", options.crop_area, "0.5 1.0", problems, highest=1.0)
+    _range("crop_aspect", options.crop_aspect, "0.75 1.333", problems)
+    problems.check(
+        0 <= options.holdout < 1,
+        f"holdout {options.holdout:g} is not a share that leaves videos to train on.",
+        "Choose one from 0 (none kept out) to below 1, such as 0.05.",
+    )
+    problems.check(
+        0 <= options.max_bad_share <= 1,
+        f"max_bad_share {options.max_bad_share:g} is not a share.",
+        "Choose one from 0 to 1.",
+    )
+
+
+def check_model(options: ModelOptions, frames: int, image_size: int, problems: Problems) -> None:
+    """The masked autoencoder's options, for clips of `frames` frames of `image_size` pixels squared."""
+    _known("model", options.model, MODELS, problems)
+    _mask_ratio(options.mask_ratio, problems)
+    names = ("frames", "rows", "columns")
+    for size, name in zip(options.patch, names, strict=True):
+        problems.check(
+            size >= 1, f"patch {options.patch} has {size} {name}.", "Give sizes of 1 or more, such as 2 16 16."
+        )
+    if min(options.patch) >= 1 and frames >= 1 and image_size >= 1:
+        _divides("frames", frames, options.patch[0], "frames", problems)
+        _divides("image_size", image_size, math.lcm(*options.patch[1:]), "pixels", problems)
+        tokens = (frames // options.patch[0]) * (image_size // options.patch[1]) * (image_size // options.patch[2])
+        problems.check(
+            tokens != 1, "a clip of a single patch leaves nothing to hide.", "Choose smaller patches or larger clips."
+        )
+    _at_least(options, ("decoder_width", "decoder_depth", "decoder_heads"), 1, problems)
+    if options.decoder_heads >= 1 and options.decoder_width >= 1:
+        problems.check(
+            options.decoder_width % options.decoder_heads == 0,
+            f"decoder_width {options.decoder_width} does not divide into {options.decoder_heads} heads.",
+            f"Choose {_nearest(options.decoder_width, options.decoder_heads)}, or another number of decoder_heads.",
+        )
+
+
+def check_optimizer(options: OptimizerOptions, problems: Problems) -> None:
+    """The schedule's and the optimiser's options."""
+    _positive("epochs", options.epochs, "An epoch takes one clip from each video; the paper's number is 800.", problems)
+    if options.warmup_epochs is not None:
+        problems.check(
+            0 <= options.warmup_epochs < max(options.epochs, 1e-9) or options.epochs <= 0,
+            f"warmup_epochs {options.warmup_epochs:g} is not from 0 to below epochs {options.epochs:g}: "
+            "the learning rate would never reach its peak.",
+            f"Choose fewer, such as {0.15 * options.epochs:g} (15 %), or more epochs.",
+        )
+    _at_least(options, ("batch_size", "accumulate"), 1, problems)
+    if options.lr is not None:
+        _positive("lr", options.lr, "Leave it out to have it worked out from the batch size.", problems)
+    problems.check(
+        options.weight_decay >= 0,
+        f"weight_decay {options.weight_decay:g} is negative.",
+        "Choose 0 or more, such as 0.05.",
+    )
+    problems.check(
+        all(0 <= beta < 1 for beta in options.betas),
+        f"betas {options.betas} are not both from 0 to below 1.",
+        "The paper's are 0.9 0.95.",
+    )
+    if options.clip_grad is not None:
+        _positive("clip_grad", options.clip_grad, "Give none to leave gradients as long as they are.", problems)
+
+
+def check_reconstruct(options: ReconstructOptions, problems: Problems) -> None:
+    """Everything `stmae reconstruct` can refuse before it looks into a file."""
+    _videos(options.videos, problems)
+    _exists("model", options.model, "Give a run's folder or a weights file", problems)
+    _writable("out", options.out, problems, folder=True)
+    for ratio in options.mask_ratio:
+        _mask_ratio(ratio, problems)
+    if options.start is not None:
+        problems.check(options.start >= 0, f"start {options.start:g} is before the video.", "Choose 0 or more seconds.")
+    _at_least(options, ("clips",), 1, problems)
+
+
+def check_embed(options: EmbedOptions, problems: Problems) -> None:
+    """Everything `stmae embed` can refuse before it looks into a file."""
+    _videos(options.videos, problems)
+    _exists("model", options.model, "Give a run's folder or a weights file", problems)
+    ending = options.out.suffix.lower()
+    if ending not in FEATURE_FILES:
+        said = f"ends in {ending}" if ending else "has no ending"
+        nearest = options.out.with_suffix(FEATURE_FILES[0])
+        problems.add(
+            f'out "{options.out}" {said}, which names no format.', f"Give .parquet or .npz, such as {nearest}."
+        )
+    _writable("out", options.out, problems, folder=False)
+    if options.window is not None:
+        _positive("window", options.window, "Its unit is seconds.", problems)
+        problems.check(
+            options.views == 1,
+            f"views {options.views} and window {options.window:g} exclude each other: a window is one view.",
+            "Leave one of them out.",
+        )
+    _at_least(options, ("views", "batch_size"), 1, problems)
+    _workers(options.workers, problems)
+
+
+def check_demo(options: DemoOptions, problems: Problems) -> None:
+    """Everything `stmae demo` can refuse at once."""
+    if options.data is not None:
+        _folder_of_videos(options.data, problems, name="data")
+    _writable("out", options.out, problems, folder=True)
+    _positive("minutes", options.minutes, "4 show something.", problems)
+
+
+CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
+    PretrainOptions: check_pretrain,
+    ReconstructOptions: check_reconstruct,
+    EmbedOptions: check_embed,
+    DemoOptions: check_demo,
+}
+
+
+def _known(name: str, value: str, known: tuple[str, ...], problems: Problems) -> None:
+    if value not in known:
+        problems.extend(unknown(name, value, known))
+
+
+def _at_least(options: Any, names: tuple[str, ...], least: int, problems: Problems) -> None:
+    for name in names:
+        value = getattr(options, name)
+        problems.check(value >= least, f"{name} {value} is too small.", f"Choose {least} or more.")
+
+
+def _positive(name: str, value: float, cure: str, problems: Problems) -> None:
+    problems.check(value > 0, f"{name} {value:g} is not above 0.", cure)
+
+
+def _workers(workers: int | None, problems: Problems) -> None:
+    problems.check(
+        workers is None or workers >= 0,
+        f"workers {workers} is negative.",
+        "Choose 0 (decode in the main process) or more, or leave it out.",
+    )
+
+
+def _mask_ratio(ratio: float, problems: Problems) -> None:
+    reason = "hides every token" if ratio >= 1 else "hides none"
+    problems.check(
+        0 < ratio < 1, f"mask_ratio {ratio:g} {reason}.", "Choose one above 0 and below 1; the paper's is 0.9."
+    )
+
+
+def _range(name: str, ends: tuple[float, float], example: str, problems: Problems, highest: float = math.inf) -> None:
+    low, high = ends
+    limit = f" and at most {highest:g}" if highest < math.inf else ""
+    problems.check(
+        0 < low <= high <= highest,
+        f"{name} {low:g} {high:g} is not a range: smallest first, both above 0{limit}.",
+        f"The paper's is {example}.",
+    )
+
+
+def _nearest(value: int, divisor: int) -> str:
+    """The multiples of `divisor` around `value`: "224 or 240"."""
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else f"{divisor}"
+
+
+def _divides(name: str, value: int, patch: int, unit: str, problems: Problems) -> None:
+    problems.check(
+        value % patch == 0,
+        f"{name} {value} does not divide into patches of {patch} {unit}.",
+        f"Choose {_nearest(value, patch)}, or another patch.",
+    )
+
+
+def _batch(options: PretrainOptions, problems: Problems) -> None:
+    """A step takes all repeats of its videos, and is computed in equal parts."""
+    if min(options.batch_size, options.repeats, options.accumulate) < 1:
+        return
+    for name, divisor in (("repeats", options.repeats), ("accumulate", options.accumulate)):
+        problems.check(
+            options.batch_size % divisor == 0,
+            f"batch_size {options.batch_size} is not a multiple of {name} {divisor}.",
+            f"Choose {_nearest(options.batch_size, math.lcm(options.repeats, options.accumulate))}.",
+        )
+
+
+def _is_path(videos: Any) -> bool:
+    """From Python, videos may also be a tensor or a Dataset, which are looked at when they are read."""
+    return isinstance(videos, str | os.PathLike)
+
+
+def _folder_of_videos(videos: Any, problems: Problems, name: str = "videos") -> None:
+    if _is_path(videos) and _exists(name, videos, "Give a folder of videos", problems):
+        parent = Path(videos).parent
+        problems.check(
+            Path(videos).is_dir(), f'{name} "{videos}" is a file.', f'Give a folder, such as its own, "{parent}".'
+        )
+
+
+def _videos(videos: Any, problems: Problems) -> None:
+    if _is_path(videos):
+        _exists("videos", videos, "Give a video or a folder of videos", problems)
+
+
+def _exists(name: str, value: str | os.PathLike[str], cure: str, problems: Problems) -> bool:
+    """Whether the path exists; if not, the cure names the entry beside it that is spelt most like it."""
+    path = Path(value).expanduser()
+    if path.exists():
+        return True
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    hint = f' Did you mean "{path.parent / near[0]}"?' if near else ""
+    problems.add(f'{name} "{value}" does not exist.', f"{cure}.{hint}")
+    return False
+
+
+def _writable(name: str, path: Path, problems: Problems, folder: bool) -> None:
+    """Whether `path` can be made or written into: it or the nearest folder above it that exists."""
+    if folder and path.is_file():
+        problems.add(f'{name} "{path}" is a file.', "Give a folder; it is made if missing.")
+    elif not folder and path.is_dir():
+        problems.add(f'{name} "{path}" is a folder.', "Give a file.")
+    else:
+        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if above != path and not above.is_dir():
+            problems.add(f'{name} "{path}" cannot be made: "{above}" is a file.', "Choose another place.")
+        elif not os.access(above, os.W_OK):
+            problems.add(f'{name} "{path}" cannot be written: no permission in "{above}".', "Choose another place.")

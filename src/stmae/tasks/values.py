@@ -1,0 +1,173 @@
+"""Option values as people write them (Python objects, YAML, command line text) into what the annotations say."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import types
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from stmae.errors import Problems, UserError, did_you_mean
+
+
+def shown(value: object) -> str:
+    """A value as it appears in a message: text in quotes, anything long by its type."""
+    text = f'"{value}"' if isinstance(value, str | Path) else repr(value)
+    return text if len(text) <= 120 else f"a {type(value).__name__}"
+
+
+def plain(hint: Any) -> Any:
+    """The annotation without `Annotated` and without `| None`."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [member for member in get_args(hint) if member is not type(None)]
+        assert len(members) == 1, f"options are of one type, or of one type or None: {hint}"
+        return plain(members[0])
+    return hint
+
+
+def optional(hint: Any) -> bool:
+    """Whether the annotation allows None."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+
+
+def coerce(name: str, value: Any, hint: Any) -> Any:
+    """The value as its annotation has it: lists become tuples, str becomes Path, int becomes float; nothing is guessed.
+
+    Args:
+        name: the option's name, for messages.
+        value: what was given.
+        hint: Any, bool, int, float, str, Path, a Literal, a tuple of these, or one of these or None.
+
+    Raises:
+        UserError: the value is of another type; says which, and what is wanted.
+    """
+    if value is None and optional(hint):
+        return None
+    hint = plain(hint)
+    if hint is Any:
+        return value
+    if get_origin(hint) is Literal:
+        return _choice(name, value, get_args(hint))
+    if get_origin(hint) is tuple:
+        return _tuple(name, value, get_args(hint))
+    if hint in (int, float):
+        return _number(name, value, hint)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{name} {shown(value)} is neither true nor false.")
+        return value
+    assert hint in (str, Path), f"{name}: no rule for {hint}"
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name} {shown(value)} is not {'text' if hint is str else 'a path'}.", "Put it in quotes.")
+    return hint(os.fspath(value)) if value != "" or hint is str else _empty(name)
+
+
+def _empty(name: str) -> None:
+    raise UserError(f"{name} is empty.", "Give a path.")
+
+
+def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    if value in choices:
+        return value
+    known = [str(choice) for choice in choices]
+    raise UserError(f"{name} {shown(value)} is not one of {', '.join(known)}.", did_you_mean(str(value), known))
+
+
+def _tuple(name: str, value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        count = "several values" if members[-1] is ... else f"{len(members)} values"
+        raise UserError(f"{name} {shown(value)} is a single value.", f"Give {count} in brackets.")
+    values = tuple(value)
+    if members[-1] is ...:
+        members = members[:1] * len(values)
+    if len(values) != len(members):
+        raise UserError(f"{name} {shown(values)} has {len(values)} values.", f"Give {len(members)}.")
+    return tuple(coerce(name, each, hint) for each, hint in zip(values, members, strict=True))
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    wanted = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        quoted = isinstance(value, str) and not isinstance(from_text(value, kind), str)
+        raise UserError(
+            f"{name} {shown(value)} is {'text, ' if quoted else ''}not {wanted}.", "Leave the quotes out." * quoted
+        )
+    if not math.isfinite(value):
+        raise UserError(f"{name} {value} is not a finite number.")
+    number: int | float = kind(value)
+    return number
+
+
+def from_text(text: Any, hint: Any) -> Any:
+    """Command line text as a number, None or a tuple of them where the annotation asks for one; else as it is.
+
+    Text that is not what the annotation asks for is left alone: `coerce` then says what is wrong with it.
+    """
+    if isinstance(text, tuple):
+        members = get_args(plain(hint))
+        return tuple(from_text(each, members[0 if members[-1] is ... else i]) for i, each in enumerate(text))
+    if optional(hint) and str(text).lower() in ("none", "null"):
+        return None
+    if plain(hint) in (int, float):
+        try:
+            return plain(hint)(text)
+        except ValueError:
+            return text
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number: PyYAML follows YAML 1.1, where that is text for want of a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The options in a YAML file, without the `derived` ones a run adds to its own.
+
+    Raises:
+        UserError: no such file, not YAML, or something else than options with values.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f'config "{path}" does not exist.', "Give a YAML file, such as a run's config.yaml.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'config "{path}" cannot be read: {error}.', "Give a YAML file.") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f'config "{path}" is not YAML: {where}.', "Write one `option: value` per line.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f'config "{path}" holds no options.', "Write one `option: value` per line.")
+    return {str(name): value for name, value in values.items() if name not in ("derived", "config")}
+
+
+def coerce_all(
+    given: Mapping[str, Any], hints: Mapping[str, Any], problems: Problems, where: str = ""
+) -> dict[str, Any]:
+    """The given values as their annotations have them; what is unknown or of a wrong type goes to `problems`."""
+    values = {}
+    for name, value in given.items():
+        if name not in hints:
+            problems.add(f'unknown option "{name}"{where}.', did_you_mean(name, hints))
+            continue
+        try:
+            values[name] = coerce(name, value, hints[name])
+        except UserError as error:
+            problems.extend(error)
+    return values
