@@ -24,12 +24,12 @@ def _vit(width: int, depth: int, heads: int, mlp_width: int | None = None) -> Bl
 
 
 def vit_tiny() -> BlocksConfig:
-    """5.3 M parameters."""
+    """5.7 M parameters."""
     return _vit(192, 12, 3)
 
 
 def vit_small() -> BlocksConfig:
-    """21 M parameters."""
+    """22 M parameters."""
     return _vit(384, 12, 6)
 
 

@@ -37,7 +37,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm in float32 whatever the autocast says: on the CPU autocast would hand back bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())
