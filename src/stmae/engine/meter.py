@@ -1,0 +1,165 @@
+"""What the loop measures: sums on the device, times and clips on the host, and the numbers of a log line from both."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a task returns for one micro-batch; tensors are scalars on the device.
+
+    Attributes:
+        loss_sum: the loss summed over whatever it is averaged over (hidden tokens, clips), with its graph.
+        weight: how many of those there were; the loss of an update is the sum of sums over the sum of weights.
+        clips: clips in the micro-batch, for speed and epochs.
+        numbers: further sums by name, logged divided by the weight; the same names in every step.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor
+    clips: int
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Meter:
+    """What an interval measures: sums in one tensor on the device, times and clips on the host.
+
+    The sums of an unfinished interval are part of a checkpoint, so that a resumed run logs the numbers that an
+    uninterrupted one would.
+    """
+
+    FIXED = ("streak", "skipped", "updates", "loss", "weight", "grad_norm")
+
+    def __init__(
+        self,
+        device: torch.device,
+        counters: Mapping[str, float],
+        clips_per_epoch: int | None = None,
+        flops_per_clip: float | None = None,
+        peak_flops: float | None = None,
+    ) -> None:
+        self.device, self.saved = device, dict(counters)
+        self.clips = int(counters.get("clips", 0))
+        self.skipped_before = int(counters.get("skipped", 0))  # in the intervals that are finished
+        self.clips_per_epoch, self.flops_per_clip, self.peak_flops = clips_per_epoch, flops_per_clip, peak_flops
+        self.names: tuple[str, ...] = ()  # of the task's own numbers, known after its first step
+        self.sums = torch.empty(0)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        self.began = time.perf_counter()
+        self.interval_clips, self.interval_updates, self.wait_seconds = 0, 0, 0.0
+        self._open_update()
+
+    def _open_update(self) -> None:
+        self.loss_sum = self.weight = torch.zeros((), device=self.device)
+        self.numbers: dict[str, Tensor] = {}
+
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Time in here counts for no speed."""
+        left = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - left
+
+    def add(self, result: StepResult, wait_seconds: float) -> None:
+        """Takes one micro-batch into the update under way."""
+        self.loss_sum = self.loss_sum + result.loss_sum.detach().float()
+        self.weight = self.weight + result.weight.detach().float()
+        for name, value in result.numbers.items():
+            value = value.detach().float()
+            self.numbers[name] = self.numbers[name] + value if name in self.numbers else value
+        self.wait_seconds += wait_seconds
+        self.clips += result.clips
+        self.interval_clips += result.clips
+
+    def close_update(self, norm: Tensor, finite: Tensor) -> None:
+        """Takes the update into the interval, on the device; a skipped one adds nothing but itself."""
+        if not self.names:
+            self.names = (*self.FIXED, *sorted(self.numbers))
+            sums = [self.saved.get(f"interval/{name}", 0.0) for name in self.names]
+            self.sums = torch.tensor(sums, device=self.device)
+        own = self.names[len(self.FIXED) :]
+        assert sorted(self.numbers) == list(own), "a task's numbers have the same names in every step"
+        row = [torch.ones_like(norm), self.loss_sum, self.weight, norm, *(self.numbers[name] for name in own)]
+        skipped = (~finite).float()
+        self.sums[0].add_(1).mul_(skipped)  # how many in a row
+        self.sums[1].add_(skipped)
+        self.sums[2:].add_(torch.where(finite, torch.stack(row), 0.0))
+        self.interval_updates += 1
+        self._open_update()
+
+    def read(self) -> dict[str, float]:
+        """The interval's sums by name: the one place where the host waits for the device."""
+        return dict(zip(self.names, self.sums.tolist(), strict=True))
+
+    def counters(self) -> dict[str, float]:
+        """What a checkpoint keeps of all this."""
+        sums = self.read()
+        return {"clips": self.clips, "skipped": self.skipped_before} | {f"interval/{n}": v for n, v in sums.items()}
+
+    def close_interval(self) -> tuple[dict[str, float], int, int]:
+        """(Numbers to log, updates skipped in the interval, updates skipped in a row); then a new interval begins."""
+        sums = self.read()
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        weight, speed = sums["weight"] or math.nan, self.interval_clips / seconds
+        values = {"epoch": self.clips / self.clips_per_epoch} if self.clips_per_epoch else {}
+        values |= {"loss": sums["loss"] / weight, "grad_norm": sums["grad_norm"] / (sums["updates"] or math.nan)}
+        values |= {name: sums[name] / weight for name in self.names[len(self.FIXED) :]}
+        values |= {"clips": float(self.clips), "clips_per_second": speed}
+        values["data_wait"] = min(1.0, self.wait_seconds / seconds)
+        values["memory_gb"] = memory_bytes(self.device) / 1e9
+        if self.flops_per_clip and self.peak_flops:
+            values["mfu"] = speed * self.flops_per_clip / self.peak_flops
+        skipped, streak = int(sums["skipped"]), int(sums["streak"])
+        self.skipped_before += skipped
+        values["skipped_steps"] = float(self.skipped_before)
+        self.seconds_per_update = seconds / max(1, self.interval_updates)
+        self.sums[1:].zero_()
+        self.start_clock()
+        return values, skipped, streak
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory in use: the device's peak so far, or, on the CPU, this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# Dense bf16 peaks from the makers' data sheets, in FLOP/s, by what torch calls the device.
+_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
+
+def peak_flops(device: torch.device | str, autocast: torch.dtype | None) -> float | None:
+    """The device's peak in FLOP/s for bfloat16 matrix products, or None where it is not known."""
+    if torch.device(device).type != "cuda" or autocast is not torch.bfloat16:
+        return None
+    words = torch.cuda.get_device_name(device).replace("-", " ")
+    return next((peak for name, peak in _PEAKS.items() if f" {name} " in f" {words} "), None)
