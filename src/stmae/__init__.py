@@ -1,1 +1,70 @@
-"""stmae: point it at a folder of unlabelled videos and get a video encoder."""
+"""Spatiotemporal masked autoencoders: a folder of unlabelled videos in, a video encoder out.
+
+>>> import stmae
+>>> stmae.pretrain("videos/", out="runs/first")
+>>> encoder = stmae.load("runs/first")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stmae.errors import UserError as UserError
+    from stmae.interop import load as load
+    from stmae.interop import load_reference as load_reference
+    from stmae.interop import save_reference as save_reference
+    from stmae.model.sizes import create_model as create_model
+    from stmae.tasks.demo import demo as demo
+    from stmae.tasks.doctor import doctor as doctor
+    from stmae.tasks.embed import embed as embed
+    from stmae.tasks.pretrain import pretrain as pretrain
+    from stmae.tasks.reconstruct import reconstruct as reconstruct
+
+    __version__: str
+
+# Name -> the module it comes from, imported when the name is first used: `import stmae` costs nothing, torch least.
+_HOME = {
+    "UserError": "stmae.errors",
+    "create_model": "stmae.model.sizes",
+    "demo": "stmae.tasks.demo",
+    "doctor": "stmae.tasks.doctor",
+    "embed": "stmae.tasks.embed",
+    "load": "stmae.interop",
+    "load_reference": "stmae.interop",
+    "pretrain": "stmae.tasks.pretrain",
+    "reconstruct": "stmae.tasks.reconstruct",
+    "save_reference": "stmae.interop",
+}
+
+__all__ = [
+    "UserError",
+    "__version__",
+    "create_model",
+    "demo",
+    "doctor",
+    "embed",
+    "load",
+    "load_reference",
+    "pretrain",
+    "reconstruct",
+    "save_reference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("stmae")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f'module "stmae" has no "{name}"; it has {", ".join(__all__)}')
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
