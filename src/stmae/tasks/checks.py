@@ -157,7 +157,7 @@ def check_demo(options: DemoOptions, problems: Problems) -> None:
     if options.data is not None:
         _folder_of_videos(options.data, problems, name="data")
     _writable("out", options.out, problems, folder=True)
-    _positive("minutes", options.minutes, "4 show something.", problems)
+    _positive("minutes", options.minutes, "Give it some time, such as 4.", problems)
 
 
 CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
@@ -194,7 +194,7 @@ def _workers(workers: int | None, problems: Problems) -> None:
 def _mask_ratio(ratio: float, problems: Problems) -> None:
     reason = "hides every token" if ratio >= 1 else "hides none"
     problems.check(
-        0 < ratio < 1, f"mask_ratio {ratio:g} {reason}.", "Choose one above 0 and below 1; the paper's is 0.9."
+        0 < ratio < 1, f"mask_ratio {ratio} {reason}.", "Choose one above 0 and below 1; the paper's is 0.9."
     )
 
 

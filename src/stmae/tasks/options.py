@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from tyro.conf import Positional, arg
 
 # From Python a source may also be a tensor of clips or a torch Dataset; on the command line it is a folder.
-Source = Annotated[Any, arg(constructor=str, metavar="FOLDER")]
+Source = Annotated[Any, arg(constructor=str, metavar="VIDEOS")]
 
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Pre-train a video encoder on a folder of unlabelled videos.
 
     Takes any folder, of any depth, with any mix of video files. The same command again goes on where a stopped
-    run stood. Examples:
+    run stood.
+
+    Examples:
 
         stmae pretrain videos/ --out runs/first
         stmae pretrain videos/ --out runs/base --preset paper --model vit_base --batch-size 512
@@ -149,7 +151,7 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Clips taken from a video each time it is opened (repeated sampling)."""
     crop_area: tuple[float, float] = (0.5, 1.0)
     """Random crops: smallest and largest share of the frame's area."""
-    crop_aspect: tuple[float, float] = (0.75, 4 / 3)
+    crop_aspect: Annotated[tuple[float, float], default("0.75 1.333")] = (0.75, 4 / 3)
     """Random crops: narrowest and widest aspect ratio."""
     flip: bool = True
     """Mirror half of the clips left to right; switch it off where direction has a meaning."""
@@ -172,7 +174,9 @@ class ReconstructOptions(RunOptions):
     """Show what a model paints back: original | masked | painted back, as GIF, MP4 and PNG.
 
     Beside the model's picture stand two baselines, predicting nothing (the visible patches' mean) and copying the
-    nearest visible patch in time, and the share of the hidden pixels' variance that each explains. Example:
+    nearest visible patch in time, and the share of the hidden pixels' variance that each explains.
+
+    Example:
 
         stmae reconstruct clip.mp4 --model runs/first --mask-ratio 0.9 0.95 0.98
     """

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import types
 from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
-
 from stmae.errors import Problems, UserError, did_you_mean
+from stmae.runs import read_config
 
 
 def shown(value: object) -> str:
@@ -126,35 +124,15 @@ def from_text(text: Any, hint: Any) -> Any:
     return text
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number: PyYAML follows YAML 1.1, where that is text for want of a dot."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The options in a YAML file, without the `derived` ones a run adds to its own.
+    """The options in a YAML file, without the `derived` values a run adds to its own and the file it came from itself.
 
     Raises:
         UserError: no such file, not YAML, or something else than options with values.
     """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f'config "{path}" does not exist.', "Give a YAML file, such as a run's config.yaml.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'config "{path}" cannot be read: {error}.', "Give a YAML file.") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f'config "{path}" is not YAML: {where}.', "Write one `option: value` per line.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f'config "{path}" holds no options.', "Write one `option: value` per line.")
-    return {str(name): value for name, value in values.items() if name not in ("derived", "config")}
+    if not path.is_file():
+        raise UserError(f'config "{path}" is no file.', "Give a YAML file of options, such as a run's config.yaml.")
+    return {name: value for name, value in read_config(path).items() if name not in ("derived", "config")}
 
 
 def coerce_all(
