@@ -1,0 +1,77 @@
+# Everything a clone needs, each with one command. `make` alone lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo check test lint wheel-test bench clean
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+OUT ?= demo
+WHEEL_ENV := build/wheel-env
+# What also runs against the installed wheel, where nothing but the wheel's own files can be found.
+WHEEL_TESTS := tests/test_packaging.py tests/test_cli.py tests/test_imports.py $(wildcard tests/test_readme.py)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## sample videos (or DATA=folder), a small model, pictures in OUT=demo
+	$(BIN)/stmae demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+check: $(VENV)/.installed-dev lint  ## lint, types, import order and the quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test: $(VENV)/.installed-dev lint wheel-test  ## everything: check, the built wheel, the slow tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The wheel goes into an environment of its own, which borrows the dependencies from .venv. A .pth file adds that
+# folder without reading the .pth files in it, so the sources that .venv points to stay out of reach.
+wheel-test: $(VENV)/.installed-dev
+	rm -rf build src/stmae.egg-info
+	$(BIN)/python -m build --wheel --outdir build/dist . > build.log 2>&1 || { cat build.log; rm build.log; exit 1; }
+	@mkdir -p build && mv build.log build/
+	$(BIN)/python -m venv --without-pip $(WHEEL_ENV)
+	$(BIN)/python -m pip --python $(WHEEL_ENV)/bin/python install --quiet --no-deps build/dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(WHEEL_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider $(WHEEL_TESTS)
+
+bench: $(VENV)/.installed  ## the speed of a training step on this machine
+	$(BIN)/python benchmarks/step.py
+
+clean:  ## remove builds and caches (not .venv, runs or the demo)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+# Set up once, and again when the requirements change.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing stmae into $(VENV) (once; some minutes)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing stmae and its tools into $(VENV) (once; some minutes)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# The newest Python that works; `make PYTHON=/path/to/python ...` takes another.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1; then \
+			echo "Making $(VENV) with $$($$python --version)"; \
+			exec "$$python" -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "error: stmae needs Python 3.11 or newer, and $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1)." >&2; \
+	echo "       Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
