@@ -1,0 +1,70 @@
+"""Scores, in NumPy: how near what a model painted back comes to what was hidden.
+
+explained variance = 1 - sum (original - painted)^2 / sum (original - mean)^2      over the hidden pixels
+PSNR               = -10 log10(mean (original - painted)^2)                        pixels in 0..1, in dB
+
+1 is a perfect picture; 0 is what the best single colour for all hidden pixels of the clip would score, so "predicting
+nothing" cannot be above 0; below 0 is worse than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from stmae.model.paint import Painting
+
+FLAT = 1 / 255  # deviation of pixels in 0..1 below which a picture is flat: there is nothing to explain
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of several clips, one entry each (B,).
+
+    Attributes:
+        explained: explained variance, at most 1; NaN for a clip whose hidden pixels are flat.
+        psnr: in dB; infinite where every hidden pixel is right.
+    """
+
+    explained: np.ndarray
+    psnr: np.ndarray
+
+    @property
+    def mean_explained(self) -> float:
+        """The mean over clips that have an explained variance; NaN if none has."""
+        known = self.explained[~np.isnan(self.explained)]
+        return float(known.mean()) if len(known) else float("nan")
+
+    @property
+    def mean_psnr(self) -> float:
+        """The mean over clips, in dB."""
+        return float(self.psnr.mean())
+
+
+def hidden_scores(original: np.ndarray, painted: np.ndarray, hidden: np.ndarray) -> Scores:
+    """Scores over the hidden pixels of each clip.
+
+    Args:
+        original, painted: (B, C, T, H, W), pixels in 0..1.
+        hidden: bool, broadcasting to the same shape; at least one pixel of each clip is hidden.
+    """
+    explained, psnr = [], []
+    for truth, guess, mask in zip(original, painted, hidden, strict=True):
+        chosen = np.broadcast_to(mask, truth.shape)
+        # The mask is the same for all channels, so the channels stay apart: (C, pixels).
+        x = truth[chosen].reshape(len(truth), -1).astype(np.float64)
+        error = np.square(x - guess[chosen].reshape(x.shape)).mean()
+        variance = np.square(x - x.mean(axis=1, keepdims=True)).mean()
+        explained.append(1 - error / variance if variance > FLAT**2 else np.nan)
+        psnr.append(-10 * np.log10(error) if error > 0 else np.inf)
+    return Scores(np.array(explained), np.array(psnr))
+
+
+def scores(painting: Painting) -> dict[str, Scores]:
+    """Scores of what the model painted and of both baselines: {"painted": ..., "nothing": ..., "copied": ...}."""
+    original, hidden = painting.original.cpu().numpy(), painting.hidden.cpu().numpy()
+    kinds = {"painted": painting.painted, "nothing": painting.nothing, "copied": painting.copied}
+    return {name: hidden_scores(original, pixels.cpu().numpy(), hidden) for name, pixels in kinds.items()}

@@ -1,0 +1,158 @@
+"""From a prediction back to a picture, and two baselines that any model has to beat.
+
+Only the frames that a model predicts are painted: t' of them, one per patch ("strided", "linspace") or all.
+
+A model with normalised targets predicts each hidden patch up to a mean and a deviation, which nobody knows:
+
+    painted = prediction * deviation + mean
+
+They are estimated from the visible patches around ("visible"). Taking the hidden patch's own ("true") is what most
+published pictures show; it gives away the brightness and the contrast of every hidden patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .config import Grid
+from .mae import MaeOutput, MaskedAutoencoder
+from .patches import patchify, take, unpatchify
+from .targets import patch_statistics, target_frames
+
+Statistics = Literal["visible", "true"]
+
+GREY = 0.5  # hidden patches in the masked picture
+
+# Chosen on real videos by how well hidden patches' statistics are met (docs/decisions.md); see `_nearness`.
+FALL = 4.0
+TIME_SCALE = 0.5
+
+
+@dataclass
+class Painting:
+    """Pictures of B clips, each (B, C, t', H, W) float32 in 0..1, of the frames that the model predicts.
+
+    Attributes:
+        frames: which frames of the clip these are, t' of them.
+        original: the clip.
+        masked: what the encoder saw, hidden patches grey.
+        painted: the prediction where patches are hidden, the original elsewhere.
+        nothing: baseline. Every hidden pixel is the mean colour of the clip's visible patches.
+        copied: baseline. Every hidden patch is the nearest visible one in time at the same place; where none is
+            visible there at any time, the nearest one in time and space by grid distance. Of equally near ones the
+            first in token order.
+        hidden: (B, 1, t', H, W) bool, True = hidden from the encoder.
+        statistics: which statistics turned normalised predictions into pixels; None where pixels are predicted.
+    """
+
+    frames: list[int]
+    original: Tensor
+    masked: Tensor
+    painted: Tensor
+    nothing: Tensor
+    copied: Tensor
+    hidden: Tensor
+    statistics: Statistics | None
+
+
+@torch.no_grad()
+def paint(model: MaskedAutoencoder, clip: Tensor, output: MaeOutput, *, statistics: Statistics = "visible") -> Painting:
+    """Pictures of what a model made of clips.
+
+    Args:
+        clip: (B, C, T, H, W) as it was given to the model: uint8, or float already normalised.
+        output: what the model gave for it.
+        statistics: for normalised targets, un-normalise with visible neighbours' statistics, or with the hidden
+            patch's own (a leak).
+    """
+    config, normalizer = model.config, model.encoder.normalize
+    frames = target_frames(config, clip.shape[2])
+    shown = clip[:, :, frames]
+    patch = (config.target_frames, *config.encoder.clip.patch[1:])
+    t, h, w = (size // step for size, step in zip(shown.shape[2:], patch, strict=True))
+    grid = (t, h, w)
+    patches = normalizer(patchify(shown, patch))  # (B, N, P)
+
+    prediction = output.prediction.float()
+    if config.target == "normalized_pixels":
+        mean, deviation = (
+            patch_statistics(take(patches, output.hidden_ids))
+            if statistics == "true"
+            else visible_statistics(patches, output.visible, output.hidden_ids, grid)
+        )
+        prediction = prediction * deviation + mean
+
+    channels = config.encoder.clip.channels
+    colour = take(patches, output.visible).unflatten(-1, (-1, channels)).mean(dim=(1, 2))  # (B, C)
+    nothing = colour.repeat(1, patches.shape[-1] // channels)[:, None].expand_as(prediction)
+    copied = take(patches, nearest_visible(output.visible, output.hidden_ids, grid))
+
+    def picture(values: Tensor) -> Tensor:
+        """Patches (B, N, P), normalised, to pixels."""
+        return unpatchify(normalizer.undo(values), grid, patch)
+
+    def filled(values: Tensor) -> Tensor:
+        """The original with hidden patches replaced by `values` (B, M, P)."""
+        ids = output.hidden_ids[..., None].expand(-1, -1, values.shape[-1])
+        return torch.where(hidden, picture(patches.scatter(1, ids, values)).clamp(0, 1), original)
+
+    hidden = unpatchify(output.hidden[..., None].expand(-1, -1, patch[0] * patch[1] * patch[2]), grid, patch)
+    original = shown.float() / 255 if shown.dtype == torch.uint8 else picture(patches)
+    return Painting(
+        frames=frames,
+        original=original,
+        masked=torch.where(hidden, GREY, original),
+        painted=filled(prediction),
+        nothing=filled(nothing),
+        copied=filled(copied),
+        hidden=hidden,
+        statistics=statistics if config.target == "normalized_pixels" else None,
+    )
+
+
+def visible_statistics(patches: Tensor, visible: Tensor, hidden_ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Estimates of hidden patches' mean and deviation, (B, M, 1) each, that look at visible patches alone.
+
+    Means of the visible patches' own, weighted by how near they are in time and space.
+
+    Args:
+        patches: (B, N, P), normalised.
+    """
+    own = torch.cat(patch_statistics(take(patches, visible)), dim=-1)  # (B, V, 2)
+    weights = _nearness(visible, hidden_ids, grid)
+    mean, deviation = ((weights @ own) / weights.sum(dim=-1, keepdim=True)).split(1, dim=-1)
+    return mean, deviation
+
+
+def _nearness(visible: Tensor, hidden_ids: Tensor, grid: Grid) -> Tensor:
+    """Weights (B, M, V): inverse distance to the power `FALL`, which needs no scale that fits the mask ratio."""
+    time, rows, columns = _offsets(visible, hidden_ids, grid)
+    square = (TIME_SCALE * time).square() + rows.square() + columns.square()
+    return square ** (-FALL / 2)
+
+
+def nearest_visible(visible: Tensor, hidden_ids: Tensor, grid: Grid) -> Tensor:
+    """For each hidden token the visible one that "copied" takes, (B, M)."""
+    time, rows, columns = _offsets(visible, hidden_ids, grid)
+    square = time.square() + rows.square() + columns.square()
+    far = sum(size**2 for size in grid)
+    elsewhere = (rows != 0) | (columns != 0)
+    # argmin gives the first of equal ones, and `visible` ascends.
+    return visible.gather(1, (square + far * elsewhere).argmin(dim=-1))
+
+
+def _offsets(visible: Tensor, hidden_ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps from each hidden token to each visible one, over time, rows and columns: (B, M, V) float32 each."""
+    _, h, w = grid
+    here, there = hidden_ids[:, :, None], visible[:, None, :]
+    parts = (
+        (here // (h * w), there // (h * w)),
+        (here // w % h, there // w % h),
+        (here % w, there % w),
+    )
+    time, rows, columns = ((b - a).float() for a, b in parts)
+    return time, rows, columns
