@@ -37,9 +37,8 @@ lint: $(VENV)/.installed-dev
 # The wheel goes into an environment of its own, which borrows the dependencies from .venv. A .pth file adds that
 # folder without reading the .pth files in it, so the sources that .venv points to stay out of reach.
 wheel-test: $(VENV)/.installed-dev
-	rm -rf build src/stmae.egg-info
-	$(BIN)/python -m build --wheel --outdir build/dist . > build.log 2>&1 || { cat build.log; rm build.log; exit 1; }
-	@mkdir -p build && mv build.log build/
+	rm -rf build && mkdir build
+	$(BIN)/python -m build --wheel --outdir build/dist . > build/log 2>&1 || { cat build/log; exit 1; }
 	$(BIN)/python -m venv --without-pip $(WHEEL_ENV)
 	$(BIN)/python -m pip --python $(WHEEL_ENV)/bin/python install --quiet --no-deps build/dist/*.whl
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \

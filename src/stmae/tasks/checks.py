@@ -223,15 +223,16 @@ def _divides(name: str, value: int, patch: int, unit: str, problems: Problems) -
 
 
 def _batch(options: PretrainOptions, problems: Problems) -> None:
-    """A step takes all repeats of its videos, and is computed in equal parts."""
+    """A step is computed in equal parts, and each part takes all repeats of its videos."""
     if min(options.batch_size, options.repeats, options.accumulate) < 1:
         return
-    for name, divisor in (("repeats", options.repeats), ("accumulate", options.accumulate)):
-        problems.check(
-            options.batch_size % divisor == 0,
-            f"batch_size {options.batch_size} is not a multiple of {name} {divisor}.",
-            f"Choose {_nearest(options.batch_size, math.lcm(options.repeats, options.accumulate))}.",
-        )
+    divisor = options.repeats * options.accumulate
+    factors = [f"{name} {getattr(options, name)}" for name in ("repeats", "accumulate") if getattr(options, name) > 1]
+    problems.check(
+        options.batch_size % divisor == 0,
+        f"batch_size {options.batch_size} is not a multiple of {' x '.join(factors)}.",
+        f"Choose {_nearest(options.batch_size, divisor)}.",
+    )
 
 
 def _is_path(videos: Any) -> bool:
