@@ -60,14 +60,19 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _YamlOut(yaml.SafeDumper):
+    """Quotes what `_Yaml` would otherwise read as a number."""
+
+
+for _yaml in (_Yaml, _YamlOut):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
     """Writes a configuration as YAML, atomically, in its own order."""
-    write_atomic(path, _CONFIG_HEAD + yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    write_atomic(path, _CONFIG_HEAD + yaml.dump(plain(config), Dumper=_YamlOut, sort_keys=False, allow_unicode=True))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

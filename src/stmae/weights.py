@@ -156,20 +156,18 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.is_dir():
         raise UserError(f'"{path}" is a folder, not a file of weights.', "Give the .safetensors file in it.")
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise UserError(
-                f'"{path}" is a pickle (.pt, .pth), which can run code when read.', "Give a .safetensors file."
-            )
         with safe_open(str(path), framework="pt") as opened:
             header = opened.metadata() or {}
             return {name: opened.get_tensor(name) for name in opened.keys()}, header  # noqa: SIM118 (no iterator)
     except SafetensorError as error:
-        whole = "truncated or corrupt" if path.suffix == ".safetensors" else "not a safetensors file, or corrupt"
-        raise UserError(
-            f'"{path}" ({path.stat().st_size} bytes) is {whole}: {error}.', "Copy or write it again."
-        ) from None
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start[:2] == b"PK" or start[:1] == b"\x80":  # only now: a good file's length may begin with the same bytes
+            problem, cure = "is a pickle (.pt, .pth), which can run code when read.", "Give a .safetensors file."
+        else:
+            size = path.stat().st_size
+            problem, cure = f"({size} bytes) is truncated, corrupt or no safetensors file: {error}.", "Copy it again."
+        raise UserError(f'"{path}" {problem}', cure) from None
     except OSError as error:
         raise UserError(f'"{path}" cannot be read: {error.strerror or error}.', "") from None
 

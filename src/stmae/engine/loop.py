@@ -184,7 +184,7 @@ def update(
 ) -> None:
     """One optimiser step from the gradients of summed losses; skipped on the device where something is not finite."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads, foreach=True) / meter.weight
+    norm = torch.nn.utils.get_total_norm(grads) / meter.weight
     finite = torch.isfinite(norm) & torch.isfinite(meter.loss_sum)
     scale = 1.0 / meter.weight
     if clip_grad is not None:
