@@ -10,6 +10,7 @@ un-normalised with visible neighbours' statistics
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stmae.errors import UserError
 from stmae.metrics import Scores, scores
 
 if TYPE_CHECKING:
@@ -153,38 +155,49 @@ def _lines(
 # Pictures of paintings -----------------------------------------------------------------------------------------------
 
 
-def clips_picture(painting: Painting, ratio: float, *, frame: int | None = None, title: str = "") -> np.ndarray:
-    """One row per clip, at one of its painted frames (the middle one unless given): uint8 (height, width, 3).
+def clips_picture(paintings: Mapping[float, Painting], *, frame: int | None = None, title: str = "") -> np.ndarray:
+    """Several clips at one moment, one row per clip: uint8 (height, width, 3).
 
     Args:
-        ratio: the mask ratio, for the caption.
+        paintings: by mask ratio, of the same clips; the ratios stand side by side.
+        frame: which of the painted frames, counted from 0; the middle one unless given.
     """
-    frame = len(painting.frames) // 2 if frame is None else frame
-    pixels = _columns(painting)
-    panels = [[column[clip, frame] for column in pixels] for clip in range(len(pixels[0]))]
-    block = Block(_hidden(ratio), COLUMNS, _notes(scores(painting)), panels)
-    return grid([block], title=title, footer=_footer(painting))
+    first = next(iter(paintings.values()))
+    frame = len(first.frames) // 2 if frame is None else frame
+    places = [(clip, frame) for clip in range(len(first.original))]
+    return _side_by_side(paintings, places, None, title)
 
 
 def steps_picture(
     paintings: Mapping[float, Painting], times: Sequence[float], *, clip: int = 0, steps: int = 4, title: str = ""
 ) -> np.ndarray:
-    """One clip at several mask ratios, side by side, one row per time step: uint8 (height, width, 3).
+    """One clip at several moments, one row per time step: uint8 (height, width, 3).
 
     Args:
-        paintings: by mask ratio, of the same clips.
+        paintings: by mask ratio, of the same clips; the ratios stand side by side.
         times: seconds at which the painted frames are shown in the video, for the rows' labels.
         steps: at most so many rows, spread over the painted frames.
     """
-    rows = _spread(len(times), steps)
+    frames = _spread(len(times), steps)
+    places = [(clip, frame) for frame in frames]
+    return _side_by_side(paintings, places, clip, title, [f"{times[frame]:.2f} s" for frame in frames])
+
+
+def _side_by_side(
+    paintings: Mapping[float, Painting],
+    places: Sequence[tuple[int, int]],
+    scored: int | None,
+    title: str,
+    rows: Sequence[str] = (),
+) -> np.ndarray:
+    """A row of panels for each (clip, painted frame); the original stands once, at the left."""
     blocks: list[Block] = []
     for ratio, painting in paintings.items():
-        first = 1 if blocks else 0  # the original stands once, at the left
-        pixels = _columns(painting)[first:]
-        panels = [[column[clip, frame] for column in pixels] for frame in rows]
-        blocks.append(Block(_hidden(ratio), COLUMNS[first:], _notes(scores(painting), clip)[first:], panels))
-    labels = [f"{times[frame]:.2f} s" for frame in rows]
-    return grid(blocks, rows=labels, title=title, footer=_footer(next(iter(paintings.values()))))
+        first = 1 if blocks else 0
+        columns = _columns(painting)[first:]
+        panels = [[column[place] for column in columns] for place in places]
+        blocks.append(Block(_hidden(ratio), COLUMNS[first:], _notes(scores(painting), scored)[first:], panels))
+    return grid(blocks, rows=rows, title=title, footer=_footer(next(iter(paintings.values()))))
 
 
 def animation(paintings: Mapping[float, Painting], *, clip: int = 0, title: str = "") -> list[np.ndarray]:
@@ -303,3 +316,58 @@ def save_mp4(path: str | Path, pictures: Sequence[np.ndarray], fps: float) -> Pa
         for packet in stream.encode():
             container.mux(packet)
     return Path(path)
+
+
+# Curves --------------------------------------------------------------------------------------------------------------
+
+
+def plot_curves(
+    metrics: str | Path, path: str | Path, names: Sequence[str] = ("loss", "held_out_loss"), *, title: str = ""
+) -> Path:
+    """Draws numbers of a run's metrics.jsonl over its steps, as PNG or SVG by the ending of `path`.
+
+    Raises:
+        UserError: no metrics there, or none of the names in them.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = {name: curve for name, curve in read_curves(metrics, names).items() if curve}
+    if not curves:
+        raise UserError(f'"{metrics}" holds no {" or ".join(names)}.', "Give the metrics.jsonl of a run.")
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120, layout="constrained")
+    try:
+        for name, curve in curves.items():
+            steps, values = zip(*curve, strict=True)
+            axes.plot(steps, values, label=name.replace("_", " "), linewidth=1.6, marker="." if len(curve) < 60 else "")
+        axes.set_xlabel("step")
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        figure.savefig(path)
+    finally:
+        pyplot.close(figure)
+    return Path(path)
+
+
+def read_curves(metrics: str | Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) pairs by name from a metrics.jsonl; values that were not finite are left out.
+
+    Raises:
+        UserError: the file cannot be read, or is no metrics.jsonl.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    try:
+        for text in Path(metrics).read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            for name in names:
+                if line.get(name) is not None:
+                    curves[name].append((line["step"], line[name]))
+    except OSError as error:
+        raise UserError(f'"{metrics}" cannot be read: {error.strerror}.', "Give the metrics.jsonl of a run.") from None
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f'"{metrics}" is no metrics.jsonl.', "Give the one in a run's folder.") from None
+    return curves
