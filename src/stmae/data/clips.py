@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
 
 NOMINAL_FPS = 30.0  # strides are counted in frames of this clock, whatever the video's own rate
 
@@ -26,8 +29,8 @@ _ORDER, _NEXT, _DRAW = 0x6F72_6465_7200, 0x6E65_7874_0000, 0x6472_6177_0000  # k
 @overload
 def splitmix64(x: int) -> int: ...
 @overload
-def splitmix64(x: np.ndarray) -> np.ndarray: ...
-def splitmix64(x: int | np.ndarray) -> int | np.ndarray:
+def splitmix64(x: Words) -> Words: ...
+def splitmix64(x: int | Words) -> int | Words:
     """The SplitMix64 hash (Steele, Lea and Flood 2014): a bijection of the 64-bit integers that scatters all bits.
 
     Args:
@@ -37,11 +40,10 @@ def splitmix64(x: int | np.ndarray) -> int | np.ndarray:
         An integer in [0, 2**64), or an array of uint64.
     """
     if isinstance(x, np.ndarray):
-        assert x.dtype == np.uint64
-        x = x + np.uint64(_GAMMA)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(_MUL1)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(_MUL2)
-        return x ^ (x >> np.uint64(31))
+        words: Words = x + np.uint64(_GAMMA)
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(_MUL1)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(_MUL2)
+        return words ^ (words >> np.uint64(31))
     x = (x + _GAMMA) & _BITS
     x = ((x ^ (x >> 30)) * _MUL1) & _BITS
     x = ((x ^ (x >> 27)) * _MUL2) & _BITS

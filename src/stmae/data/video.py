@@ -1,0 +1,411 @@
+"""Reads the frames of a video file that are shown at given times: right to the frame, and no more decoding than needed.
+
+Time 0 is the first frame. The frame for time t is the last one whose time stamp is not after t.
+
+    key frame          key frame                 key frame
+    |--1--2--3--4--5--6--|--1--2--3--4--5--6--7--8--|--1--2--
+    first frame,          ^ seek here     ^  ^  ^
+    always decoded                      wanted: converted to RGB; the rest is decoded only where wanted frames need it
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+
+TOLERANCE = 1e-6  # seconds: a time this close before a frame's stamp means that frame
+MAX_PIXELS = 2**26  # of one frame; 8192 x 8192. Damaged headers ask for more than any memory.
+MAX_BARREN_PACKETS = 1000  # in a row that give no picture
+LOOK_AHEAD = 24  # packets read before one is decoded: more than any codec reorders
+SEEK_GAIN = 0.25  # seconds that a seek must save
+
+# Containers whose duration comes from a table or a header made by the muxer; for others it is a guess from bit rates.
+_DURATION_STATED = {"mov", "matroska", "avi", "flv", "asf"}
+# Containers with an index of key frames and a presentation time for each frame.
+_SEEKABLE = {"mov", "matroska"}
+
+_INTRA = av.video.frame.PictureType.I
+
+Choose = Callable[[int, float], Sequence[float] | np.ndarray]
+Take = Callable[[int, int, np.ndarray], None]
+
+
+class DecodeError(Exception):
+    """No picture can be had from a file.
+
+    Attributes:
+        path: of the file.
+        reason: why, in words.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(self.path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class _Damaged(Exception):
+    """A packet cannot be read or decoded."""
+
+
+class _SeekFailed(Exception):
+    """The container's index leads to the wrong place: read from the start instead."""
+
+
+@dataclass
+class Reading:
+    """What came of reading a file.
+
+    Attributes:
+        duration: in seconds; the true one if the end was met, else what the file states.
+        repeated: for each clip, whether one frame had to serve twice.
+        damage: why the rest of the file cannot be read, if a clip would have reached into it; else empty.
+    """
+
+    duration: float
+    repeated: list[bool] = field(default_factory=list)
+    damage: str = ""
+
+
+def read_clips(path: str | Path, clips: int, choose: Choose, take: Take) -> Reading:
+    """Reads several clips of one video in a single pass over it.
+
+    Args:
+        path: of the file.
+        clips: how many.
+        choose: gives the times of a clip's frames in seconds, in increasing order, from the clip's number and the
+            video's duration. It is asked again, with a smaller duration, if the clip reaches beyond the true end.
+        take: is given every frame: number of the clip, position in it, pixels uint8 (H, W, 3), valid during the call
+            only. Positions come in order; all of a clip's may come a second time, and then replace the first ones.
+
+    Raises:
+        DecodeError: not one picture can be decoded.
+    """
+    try:
+        return _read_clips(path, clips, choose, take, seeking=True)
+    except _SeekFailed:
+        return _read_clips(path, clips, choose, take, seeking=False)
+
+
+def _read_clips(path: str | Path, clips: int, choose: Choose, take: Take, seeking: bool) -> Reading:
+    with _Video(path, seeking) as video:
+        reading = Reading(video.stated_duration or _scanned_duration(path), [False] * clips)
+        times = {clip: choose(clip, reading.duration) for clip in range(clips)}
+        end = _deliver(video, times, take, reading)
+    # Only clips that reached beyond the end get new times: what a clip shows must not depend on its neighbours.
+    late = [clip for clip in times if end is not None and times[clip][-1] > end - TOLERANCE]
+    if end is not None:
+        reading.duration = end
+    if late:
+        times = {clip: choose(clip, reading.duration) for clip in late}
+        with _Video(path, seeking) as video:
+            _deliver(video, times, take, reading)
+    return reading
+
+
+def _deliver(
+    video: _Video, times: dict[int, Sequence[float] | np.ndarray], take: Take, reading: Reading
+) -> float | None:
+    """Hands out the frames for `times`; returns the video's true duration if its end was met, else None."""
+    wanted = sorted((float(t), clip, i) for clip in times for i, t in enumerate(times[clip]))
+    stamps = [t + TOLERANCE for t, _, _ in wanted]
+    for clip in times:
+        reading.repeated[clip] = False
+    video.wanted = stamps
+    done, shown = 0, video.first
+    while done < len(wanted):
+        try:
+            following = video.next(stamps[done])
+        except _Damaged as error:
+            following, reading.damage = None, str(error)
+        upto = len(wanted) if following is None else bisect_left(stamps, following[0], done)
+        if upto > done:
+            pixels = video.pixels(shown[1])
+            served = [clip for _, clip, _ in wanted[done:upto]]
+            for clip in served:
+                reading.repeated[clip] |= served.count(clip) > 1
+            for _, clip, i in wanted[done:upto]:
+                take(clip, i, pixels)
+            done = upto
+        if following is None:
+            return shown[0] + video.frame_duration(shown[1])
+        shown = following
+    return None
+
+
+class _Video:
+    """An open video file, read forwards frame by frame; a context manager that closes it.
+
+    Attributes:
+        first: the first frame and its time, 0.
+        wanted: sorted times, in seconds; other frames may be left out.
+        stated_duration: in seconds, as the file states it; 0 where it does not or cannot be trusted.
+    """
+
+    def __init__(self, path: str | Path, seeking: bool) -> None:
+        self.path = path
+        self.wanted: list[float] = []
+        self._container = _open(path)
+        try:
+            self._stream = _video_stream(self._container, path)
+            self._decoder = self._stream.codec_context
+            self._unit = float(self._stream.time_base or 0)  # seconds
+            self._step = 1 / float(self._stream.average_rate or self._stream.guessed_rate or 30)
+            self._format = self._container.format.name.split(",")[0]
+            self._trusted = self._format in _SEEKABLE  # the packets' presentation times are the frames'
+            self._seeking = seeking and self._trusted
+            self._packets: Iterator[av.Packet] = self._container.demux(self._stream)
+            self._ahead: deque[av.Packet] = deque()  # read, not yet decoded
+            self._ahead_times: list[float] = []  # sorted presentation times of these and of a few before them
+            self._frames: deque[av.VideoFrame] = deque()  # decoded, not yet handed out
+            self._fed = 0.0  # time up to which packets went into the decoder
+            self._last = -math.inf  # time of the newest frame
+            self._floor = -math.inf  # frames before this time are not whole
+            self._zero = 0  # the first frame's stamp, in units of the stream's time base
+            first = self._first_frame()
+            self._zero = self._stamp(first) or 0
+            self._last = 0.0
+            self._size, self._turns = (first.height, first.width), _quarter_turns(first)
+            self.first = (0.0, first)
+            self.stated_duration = self._stated_duration()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def next(self, goal: float) -> tuple[float, av.VideoFrame] | None:
+        """The next frame and its time, None at the end of the file.
+
+        Frames before the one shown at time `goal` may be left out, so may frames that no time in `wanted` needs.
+
+        Raises:
+            _Damaged, _SeekFailed
+        """
+        sought = self._seeking and self._seek(goal)
+        try:
+            found = self._next()
+        except _Damaged:
+            if sought:
+                raise _SeekFailed from None
+            raise
+        # Some indexes call frames key frames that refer to others.
+        if sought and (found is None or found[0] > goal or found[1].is_corrupt or found[1].pict_type != _INTRA):
+            raise _SeekFailed
+        return found
+
+    def _next(self) -> tuple[float, av.VideoFrame] | None:
+        while (frame := self._decoded()) is not None:
+            stamp = self._stamp(frame)
+            time = self._last + self._step if stamp is None else (stamp - self._zero) * self._unit
+            if time < self._floor:
+                continue  # after a seek: its references were not decoded
+            # Frames leave the decoder in the order they are shown in; where stamps contradict it, they are wrong.
+            self._last = time if time > self._last else self._last + self._step
+            return self._last, frame
+        return None
+
+    def pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 (H, W, 3), upright, in the size of the first frame."""
+        height, width = self._size
+        with _reasons(self.path, "cannot be converted to RGB"):
+            array = frame.to_ndarray(format="rgb24", height=height, width=width, threads=1)
+        return np.ascontiguousarray(np.rot90(array, self._turns)) if self._turns else array
+
+    def frame_duration(self, frame: av.VideoFrame) -> float:
+        """In seconds; from the file alone, so that it does not depend on which frames were read before."""
+        return frame.duration * self._unit if frame.duration and self._trusted else self._step
+
+    def _stamp(self, frame: av.VideoFrame) -> int | None:
+        # AVI has no presentation times: what stands there counts packets in the order of decoding.
+        return frame.dts if self._format == "avi" else frame.pts
+
+    def _seconds(self, stamp: int) -> float:
+        return (stamp - self._zero) * self._unit
+
+    def _stated_duration(self) -> float:
+        if self._format not in _DURATION_STATED:
+            return 0.0
+        if self._stream.duration:
+            seconds = self._stream.duration * self._unit
+        else:  # of the whole file, counted from its time 0 rather than from the first frame
+            seconds = (self._container.duration or 0) / av.time_base - max(0.0, self._zero * self._unit)
+        return seconds if seconds > 0 else 0.0
+
+    def _first_frame(self) -> av.VideoFrame:
+        reason = "holds no pictures"
+        for _ in range(MAX_BARREN_PACKETS):
+            try:
+                frame = self._decoded()
+            except _Damaged as error:
+                reason = str(error)
+                continue
+            if frame is None:
+                break
+            return frame
+        raise DecodeError(self.path, f"no frame can be decoded: {reason}")
+
+    def _decoded(self) -> av.VideoFrame | None:
+        """The next frame out of the decoder, None at the end of the file."""
+        barren = 0
+        while not self._frames:
+            self._read_ahead()
+            if not self._ahead:
+                return None
+            packet = self._ahead.popleft()
+            if packet.dts is not None:
+                self._fed = self._seconds(packet.dts)
+            needed = self._needed(packet)
+            if not needed and self._decoder.codec.intra_only:
+                continue
+            # A frame that no other one refers to costs nothing if it is not wanted: the decoder skips it.
+            self._skip("DEFAULT" if needed else "NONREF")
+            try:
+                self._frames.extend(self._decoder.decode(packet if packet.size else None))
+            except Exception as error:
+                raise _Damaged(_in_words(error)) from error
+            barren += needed
+            if barren > MAX_BARREN_PACKETS:
+                raise _Damaged(f"{MAX_BARREN_PACKETS} packets without a picture")
+        return self._frames.popleft()
+
+    def _skip(self, which: str) -> None:
+        if self._decoder.skip_frame != which:
+            self._decoder.skip_frame = which
+
+    def _read_ahead(self) -> None:
+        while len(self._ahead) < (LOOK_AHEAD if self._trusted else 1):
+            try:
+                packet = next(self._packets, None)
+            except Exception as error:
+                if self._ahead:
+                    return  # met again when these are decoded
+                raise _Damaged(_in_words(error)) from error
+            if packet is None:
+                return
+            self._ahead.append(packet)
+            if packet.pts is not None:
+                insort(self._ahead_times, self._seconds(packet.pts))
+                del self._ahead_times[: -4 * LOOK_AHEAD]
+
+    def _needed(self, packet: av.Packet) -> bool:
+        """Whether a wanted time may fall to the packet's own frame, by the presentation times read so far."""
+        if not self._trusted or not self.wanted or packet.pts is None or not packet.size:
+            return True
+        time = self._seconds(packet.pts)
+        later = bisect_right(self._ahead_times, time)
+        # At the end of the file the last frame stays: its end is the end of the video.
+        if later == len(self._ahead_times):
+            return True
+        return bisect_left(self.wanted, time) < bisect_left(self.wanted, self._ahead_times[later])
+
+    def _seek(self, goal: float) -> bool:
+        """Goes to the last key frame not after `goal`, if that saves decoding."""
+        index, fed = self._stream.index_entries, self._fed
+        stamp = self._zero + math.floor(goal / self._unit)
+        place = index.search_timestamp(stamp)
+        if place < 0 or self._seconds(index[place].timestamp) < fed + SEEK_GAIN:
+            return False
+        # The frame for `goal` may be shown before the key frame found and refer to the one before that.
+        for target in (stamp, index[place].timestamp - 1):
+            try:
+                self._container.seek(target, stream=self._stream)
+                self._packets = self._container.demux(self._stream)
+                self._frames.clear()
+                self._ahead.clear()
+                self._ahead_times.clear()
+                self._read_ahead()
+            except Exception as error:
+                raise _SeekFailed from error
+            key = self._ahead[0] if self._ahead else None
+            if key is not None and key.is_keyframe and key.pts is not None and self._seconds(key.pts) <= goal:
+                self._floor, self._last = self._seconds(key.pts), -math.inf
+                self._seeking = self._floor > fed  # else the index misleads: go on from here, but seek no more
+                return True
+        raise _SeekFailed
+
+
+def _open(path: str | Path) -> av.container.InputContainer:
+    with _reasons(path, "cannot be opened"):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise DecodeError(path, "is not a file")  # opening a pipe would wait for ever
+        if not found.st_size:
+            raise DecodeError(path, "the file is empty")
+        # Play lists and the like, whatever they are named, must not reach out to the network.
+        options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+        return av.open(str(path), metadata_errors="replace", options=options)
+
+
+def _video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise DecodeError(path, f"holds no video stream, only {kinds}")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise DecodeError(path, "no decoder knows its codec")
+    with _reasons(path, "cannot be decoded"):
+        # Loaders run one worker per core: more threads here would only get in each other's way.
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream
+
+
+def _scanned_duration(path: str | Path) -> float:
+    """The video's duration in seconds by reading all packets without decoding them."""
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        step = 1 / float(stream.average_rate or stream.guessed_rate or 30)
+        unit = float(stream.time_base or 0)
+        count, begin, end = 0, math.inf, -math.inf
+        try:
+            for packet in container.demux(stream):
+                count += packet.size > 0
+                if packet.pts is not None:
+                    begin = min(begin, packet.pts * unit)
+                    end = max(end, packet.pts * unit + (packet.duration * unit if packet.duration else step))
+        except Exception:
+            pass  # the part before the damage counts
+    return max(end - begin, step) if count and end > begin else max(count, 1) * step
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """How many quarter turns counterclockwise show the frame upright."""
+    degrees = frame.rotation
+    return round(degrees / 90) % 4 if abs(degrees) <= 360 else 0  # damaged matrices give -2147483648
+
+
+@contextmanager
+def _reasons(path: str | Path, problem: str) -> Iterator[None]:
+    """Turns whatever the decoding library raises into a `DecodeError`."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(path, f"{problem}: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """The reason without numbers and paths."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip() or type(error).__name__
