@@ -40,7 +40,7 @@ wheel-test: $(VENV)/.installed-dev
 	rm -rf build && mkdir build
 	$(BIN)/python -m build --wheel --outdir build/dist . > build/log 2>&1 || { cat build/log; exit 1; }
 	$(BIN)/python -m venv --without-pip $(WHEEL_ENV)
-	$(BIN)/python -m pip --python $(WHEEL_ENV)/bin/python install --quiet --no-deps build/dist/*.whl
+	$(BIN)/python -m pip --python $(WHEEL_ENV)/bin/python install -qq --no-deps build/dist/*.whl
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(WHEEL_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
 	STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider $(WHEEL_TESTS)
@@ -55,12 +55,12 @@ clean:  ## remove builds and caches (not .venv, runs or the demo)
 # Set up once, and again when the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing stmae into $(VENV) (once; some minutes)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install -qq -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing stmae and its tools into $(VENV) (once; some minutes)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 # The newest Python that works; `make PYTHON=/path/to/python ...` takes another.

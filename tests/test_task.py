@@ -18,6 +18,7 @@ from stmae.tasks.options import Options, PretrainOptions
 from stmae.tasks.task import bind, field_docs, resolve, task
 from stmae.tasks.values import coerce, from_text
 
+ROOT = Path(__file__).parent.parent
 CPU = Facts(videos=10, device="cpu")
 GPU = Facts(videos=10, device="cuda")
 
@@ -292,12 +293,9 @@ def test_type_checkers_know_the_keywords(tmp_path: Path) -> None:
         "embed('videos', model='m')\n"
         "embed('videos', model='m', out='f.npz', batch_size='8')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), str(snippet)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    # In the project's folder, for its settings and its cache.
+    command = [sys.executable, "-m", "mypy", str(snippet)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     lines = [line.split("snippet.py:")[1] for line in done.stdout.splitlines() if "error:" in line]
     assert [int(line.split(":")[0]) for line in lines] == [7, 8, 9], done.stdout
     assert 'Unexpected keyword argument "veiws"' in lines[0]
