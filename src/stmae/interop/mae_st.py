@@ -7,6 +7,7 @@ carry leading dimensions of 1; the decoder has a class token of its own exactly 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,13 +40,7 @@ def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) ->
         UserError: names are missing, or heads cannot be told and are not given.
     """
     given = given or {}
-    for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight"):
-        if name not in state:
-            raise UserError(
-                f'the state dict has no "{name}".',
-                "It is no checkpoint of mae_st: check family=, and that the encoder is in the file.",
-            )
-    width, channels, *patch = state["patch_embed.proj.weight"].shape
+    width, channels, *patch = _shape(state, "patch_embed.proj.weight", 5)
     separable = "pos_embed_spatial" in state
     class_token = "cls_token" in state
     clip = _clip(state, given, channels, (patch[0], patch[1], patch[2]), separable, class_token)
@@ -56,12 +51,12 @@ def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) ->
         class_token=class_token,
     )
     if "head.weight" in state:
-        return ClassifierConfig(encoder=encoder, classes=len(state["head.weight"]))
+        return ClassifierConfig(encoder=encoder, classes=_shape(state, "head.weight", 2)[0])
     if "decoder_embed.weight" not in state:
         raise UserError(
             "the state dict has neither a decoder nor a classifier's head.", "Use a complete checkpoint of mae_st."
         )
-    decoder_width = len(state["decoder_embed.weight"])
+    decoder_width, _ = _shape(state, "decoder_embed.weight", 2)
     decoder_layout: PositionLayout = "separable" if "decoder_pos_embed_spatial" in state else "joint"
     decoder = DecoderConfig(
         blocks=_blocks(state, "decoder_blocks", given.get("decoder_num_heads"), {512: 16}, decoder_width, given),
@@ -87,10 +82,10 @@ def _clip(
     class_token: bool,
 ) -> ClipConfig:
     if separable:
-        side = math.isqrt(state["pos_embed_spatial"].shape[1])
-        steps = state["pos_embed_temporal"].shape[1]
+        side = math.isqrt(_shape(state, "pos_embed_spatial", 3)[1])
+        steps = _shape(state, "pos_embed_temporal", 3)[1]
     else:
-        tokens = state["pos_embed"].shape[1] - int(class_token)
+        tokens = _shape(state, "pos_embed", 3)[1] - int(class_token)
         steps = given.get("num_frames", 16) // patch[0]
         side = math.isqrt(tokens // steps)
         if steps * side * side != tokens:
@@ -117,12 +112,14 @@ def _blocks(
             f"names and shapes do not tell how many heads a width of {width} is split over.",
             f'Give it as config={{"{option}": ...}}.',
         )
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith(prefix + "."))
+    mlp_width, _ = _shape(state, f"{prefix}.0.mlp.fc1.weight", 2)
+    numbers = [name.split(".")[1] for name in state if name.startswith(prefix + ".")]
+    depth = 1 + max(int(number) for number in numbers if number.isdecimal())
     return BlocksConfig(
         width=width,
         depth=depth,
         heads=heads or published[width],
-        mlp_width=len(state[f"{prefix}.0.mlp.fc1.weight"]),
+        mlp_width=mlp_width,
         qkv_bias=f"{prefix}.0.attn.q.bias" in state,
         norm_eps=given.get("norm_eps", 1e-6),
     )
@@ -130,7 +127,7 @@ def _blocks(
 
 def _predict_frames(state: Mapping[str, Tensor], clip: ClipConfig) -> PredictFrames:
     pt, ph, pw = clip.patch
-    frames = len(state["decoder_pred.weight"]) / (ph * pw * clip.channels)
+    frames = _shape(state, "decoder_pred.weight", 2)[0] / (ph * pw * clip.channels)
     if frames == pt:
         return "all"
     if frames == 1:
@@ -140,26 +137,51 @@ def _predict_frames(state: Mapping[str, Tensor], clip: ClipConfig) -> PredictFra
     )
 
 
+def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
+    """The shape of a tensor that a checkpoint of mae_st must have.
+
+    Raises:
+        UserError: it is not there, or has another number of dimensions.
+    """
+    found = f"{state[name].ndim} dimensions" if name in state else "no such tensor"
+    if name not in state or state[name].ndim != dimensions:
+        raise UserError(
+            f'"{name}" must have {dimensions} dimensions, and the state dict has {found}.',
+            "It is no complete checkpoint of mae_st: check family= and the file.",
+        )
+    return state[name].shape
+
+
 def to_ours(state: Mapping[str, Tensor], config: MaeConfig | ClassifierConfig) -> State:
-    """Their state dict under our names and shapes; names that are not known are kept as they are."""
+    """Their state dict under our names and shapes; what is not known, or does not fit, keeps their name."""
     ours: State = {}
     for name, value in state.items():
-        if ".attn.q." in name:
-            parts = [state[name.replace(".attn.q.", f".attn.{letter}.")] for letter in "qkv"]
-            ours[_our_name(name.replace(".attn.q.", ".attn.qkv."))] = torch.cat(parts)
-        elif ".attn.k." in name or ".attn.v." in name:
-            continue
+        if re.search(_QKV, name):
+            parts = _qkv(state, name)
+            if not parts:
+                ours[name] = value
+            elif ".attn.q." in name:
+                ours[_our_name(name.replace(".attn.q.", ".attn.qkv."))] = torch.cat(parts)
         elif name == "patch_embed.proj.weight":  # (D, C, pt, ph, pw) to (D, pt*ph*pw*C)
             ours["encoder.patch_embed.proj.weight"] = value.permute(0, 2, 3, 4, 1).flatten(1)
-        elif name in ("pos_embed", "decoder_pos_embed"):  # row 0 is the class token's, when there is one
-            side = _side(name)
-            rows = value[0]
+        elif name in ("pos_embed", "decoder_pos_embed") and value.ndim == 3:
+            side, rows = _side(name), value[0]  # row 0 is the class token's, when there is one
             if config.encoder.class_token:
                 ours[f"{side}.positions.class_position"], rows = rows[:1], rows[1:]
             ours[f"{side}.positions.joint"] = rows
         else:
-            ours[_our_name(name)] = value.reshape(value.shape[-2:]) if value.ndim == 3 else value
+            ours[_our_name(name)] = value[0] if value.ndim == 3 and len(value) == 1 else value
     return {name: value.contiguous() for name, value in ours.items()}
+
+
+_QKV = r"\.attn\.[qkv]\."
+
+
+def _qkv(state: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The three parts of the layer that `name` is one of; nothing where they do not make one matrix."""
+    names = [re.sub(_QKV, f".attn.{letter}.", name) for letter in "qkv"]
+    parts = [state[part] for part in names if part in state]
+    return parts if len(parts) == 3 and len({part.shape for part in parts}) == 1 else []
 
 
 def to_theirs(ours: Mapping[str, Tensor], config: MaeConfig | ClassifierConfig) -> State:

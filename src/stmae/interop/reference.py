@@ -37,8 +37,8 @@ def load_reference(
         UserError: an unreadable file, an unknown family, names that are missing, left over or of another shape.
     """
     source = _family(family)
-    state, stored = (dict(checkpoint), None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint))
-    state = _state_dict(state)
+    content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint))
+    state = _state_dict(content)
     parsed = source.read_config(state, config if config is not None else stored)
     ours = source.to_ours(state, parsed)
     with torch.device("meta"):
@@ -98,7 +98,7 @@ def _family(family: str) -> Any:
     return FAMILIES[family]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     if not path.is_file():
         raise UserError(f'there is no file "{path}".', "Give a .pth or .safetensors file.")
     if path.suffix == ".safetensors":
@@ -121,11 +121,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         ) from None
 
 
-def _state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def _state_dict(checkpoint: Any) -> dict[str, Tensor]:
     """The state dict within what a training script saved."""
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"the file holds a {type(checkpoint).__name__}, not a state dict.", "Check which file it is.")
     for key in ("model", "model_state", "module"):
         if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = dict(checkpoint[key])
+            checkpoint = checkpoint[key]
     prefix = "weights."  # a file that holds weights beside other tensors
     if any(name.startswith(prefix) for name in checkpoint):
         checkpoint = {name[len(prefix) :]: value for name, value in checkpoint.items() if name.startswith(prefix)}

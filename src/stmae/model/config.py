@@ -13,13 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ..errors import Problems, UserError
+from ..errors import Problems, UserError, unknown
 
 PositionLayout = Literal["separable", "joint"]
 PositionValues = Literal["learned", "learned_from_sincos", "sincos"]
 PredictFrames = Literal["strided", "linspace", "all"]
 TargetKind = Literal["normalized_pixels", "pixels"]
 Grid = tuple[int, int, int]  # tokens over time, rows, columns
+
+
+def _check_choices(config: object, problems: Problems) -> None:
+    """Refuses a misspelt choice of a `Literal` field, which would be taken for another choice in silence."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        choices, value = typing.get_args(hint), getattr(config, name)
+        if typing.get_origin(hint) is Literal and value not in choices:
+            problems.extend(unknown(name.replace("_", " "), value, choices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +120,11 @@ class EncoderConfig:
     position_values: PositionValues = "learned"
     class_token: bool = True
 
+    def __post_init__(self) -> None:
+        problems = Problems()
+        _check_choices(self, problems)
+        problems.raise_any()
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -124,6 +137,11 @@ class DecoderConfig:
     positions: PositionLayout = "separable"
     position_values: PositionValues = "learned"
     class_token: Literal["own", "encoder", "none"] = "own"
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        _check_choices(self, problems)
+        problems.raise_any()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +162,7 @@ class MaeConfig:
 
     def __post_init__(self) -> None:
         problems = Problems()
+        _check_choices(self, problems)
         problems.check(
             0 < self.mask_ratio < 1,
             f"mask ratio {self.mask_ratio} leaves nothing {'visible' if self.mask_ratio >= 1 else 'hidden'}.",
@@ -177,6 +196,12 @@ class ClassifierConfig:
     classes: int
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(self.classes >= 1, f"classes is {self.classes}.", "It must be at least 1.")
+        problems.check(0 <= self.dropout < 1, f"dropout is {self.dropout}.", "Choose one from 0 to below 1.")
+        problems.raise_any()
+
 
 ModelConfig = EncoderConfig | MaeConfig | ClassifierConfig
 C = TypeVar("C")
@@ -194,7 +219,7 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
     """The configuration from `as_dict`'s data (JSON's lists become tuples again).
 
     Raises:
-        UserError: an unknown kind or key, a missing key.
+        UserError: an unknown kind or key, a missing key, values that do not fit.
     """
     values = dict(data)
     kind = values.pop("kind", None)
@@ -203,7 +228,9 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
     return _build(KINDS[kind], values)
 
 
-def _build(made: type[C], values: Mapping[str, Any]) -> C:
+def _build(made: type[C], values: object) -> C:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{made.__name__} cannot be made of {values!r}.", "The configuration is damaged.")
     hints = typing.get_type_hints(made)
     strange = sorted(set(values) - set(hints))
     if strange:

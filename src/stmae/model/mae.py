@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .config import Grid, MaeConfig
 from .decoder import Decoder
 from .encoder import VideoViT
-from .masking import agnostic, counted, key_noise, split_tokens, visible_count
+from .masking import agnostic, counted, key_noise, require, split_tokens, visible_count
 from .targets import pixel_targets
 
 
@@ -60,6 +61,9 @@ class MaskedAutoencoder(nn.Module):
             keys: (B,) int64, one per clip: the mask follows from it.
             noise: (B, N): the tokens with the smallest values stay visible.
             hidden: (B, N) bool: the mask itself. With none of the three it is drawn at random.
+
+        Raises:
+            UserError: more than one of the three, or one that does not go with the clips; a clip that does not fit.
         """
         patches, grid = self.encoder.cut(clip)
         hidden, visible, hidden_ids = self.mask(len(clip), patches.shape[1], clip.device, keys, noise, hidden)
@@ -76,10 +80,17 @@ class MaskedAutoencoder(nn.Module):
         self, B: int, N: int, device: torch.device, keys: Tensor | None, noise: Tensor | None, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`hidden` (B, N), `visible` (B, V), `hidden_ids` (B, M)."""
+        if sum(given is not None for given in (keys, noise, hidden)) > 1:
+            raise UserError("a mask follows from keys, noise or hidden, and several were given.", "Give one of them.")
         if hidden is not None:
-            return hidden, *split_tokens(hidden, counted(hidden, N))
-        if noise is None:
-            noise = torch.rand(B, N, device=device) if keys is None else key_noise(keys, N)
+            require("the mask", hidden, (B, N), torch.bool)
+            return hidden, *split_tokens(hidden, counted(hidden))
+        if keys is not None:
+            require("the tensor of keys", keys, (B,), torch.int64)
+            noise = key_noise(keys, N)
+        elif noise is None:
+            noise = torch.rand(B, N, device=device)
+        require("the noise", noise, (B, N))
         count = visible_count(N, self.config.mask_ratio, self.config.visible_count)
         hidden = agnostic(noise, count)
         return hidden, *split_tokens(hidden, count)

@@ -18,11 +18,11 @@ def visible_count(tokens: int, mask_ratio: float, rule: str = "exact") -> int:
     """How many of N tokens stay visible.
 
     "exact" is floor(N (1 - ratio)), at least 1 and at most N - 1; a millionth is added because in floating point
-    160 * (1 - 0.9) is just below 16. "float" is the references' ``int(N * (1 - ratio))``, with that fault.
+    160 * (1 - 0.9) is just below 16. "float" is the references' ``int(N * (1 - ratio))``, with that fault, save that
+    it leaves one token visible where theirs would leave none.
     """
-    if rule == "float":
-        return int(tokens * (1 - mask_ratio))
-    return min(max(math.floor(tokens * (1 - mask_ratio) + 1e-6), 1), tokens - 1)
+    margin = 0.0 if rule == "float" else 1e-6
+    return min(max(math.floor(tokens * (1 - mask_ratio) + margin), 1), tokens - 1)
 
 
 def agnostic(noise: Tensor, count: int) -> Tensor:
@@ -44,20 +44,23 @@ def split_tokens(hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return order[:, :count], order[:, count:]
 
 
-def counted(hidden: Tensor, tokens: int) -> int:
-    """The number of visible tokens of a mask somebody gave.
+def require(name: str, given: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Raises `UserError` unless what somebody gave has this shape and, where one is named, this type."""
+    if given.shape != shape or dtype not in (None, given.dtype):
+        wanted = f"{dtype} of shape {shape}" if dtype else f"of shape {shape}"
+        raise UserError(f"{name} is {given.dtype} of shape {tuple(given.shape)}.", f"It must be {wanted}.")
+
+
+def counted(hidden: Tensor) -> int:
+    """The number of visible tokens of a mask (B, N) somebody gave.
 
     Raises:
-        UserError: wrong shape or type, counts that differ between samples, nothing hidden or nothing visible.
+        UserError: counts that differ between samples, nothing hidden or nothing visible.
     """
-    if hidden.dtype != torch.bool or hidden.ndim != 2 or hidden.shape[1] != tokens:
-        raise UserError(
-            f"the mask is {hidden.dtype} of shape {tuple(hidden.shape)}.", f"It must be bool of shape (B, {tokens})."
-        )
     counts = (~hidden).sum(dim=1).tolist()
-    if len(set(counts)) > 1 or not 0 < counts[0] < tokens:
+    if len(set(counts)) > 1 or not 0 < counts[0] < hidden.shape[1]:
         raise UserError(
-            f"the mask leaves {sorted(set(counts))} of {tokens} tokens visible.",
+            f"the mask leaves {sorted(set(counts))} of {hidden.shape[1]} tokens visible.",
             "Every sample must have the same number, at least 1 visible and 1 hidden.",
         )
     return counts[0]
