@@ -169,6 +169,27 @@ def test_a_damaged_checkpoint_is_no_reason_to_delete_a_good_one(tmp_path: Path) 
     assert not last.warnings
 
 
+def test_only_whole_ones_count_among_the_kept(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    kit.save(10)
+    kit.save(20)
+    cut(tmp_path / "checkpoints/step-000020")
+    other = Kit(tmp_path, keep=2)
+    other.checkpoints.resume()
+    other.save(25)
+    assert other.names == ["step-000010", "step-000020", "step-000025"]
+
+
+def test_going_back_to_an_older_one_deletes_no_newer_one(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    for step in (1, 2, 3):
+        kit.save(step)
+    other = Kit(tmp_path, keep=1)
+    assert other.checkpoints.load(tmp_path / "checkpoints/step-000001").step == 1
+    other.save(2)
+    assert other.names == ["step-000002", "step-000003"]
+
+
 def test_where_all_are_damaged_the_run_does_not_begin_anew(tmp_path: Path) -> None:
     kit = Kit(tmp_path)
     kit.save(1)

@@ -313,6 +313,21 @@ def test_a_run_that_is_never_finite_again_ends_and_deletes_nothing(tmp_path: Pat
     assert all(tensor.isfinite().all() for tensor in resumed.tensors().values())
 
 
+def test_only_skips_in_a_row_end_a_run() -> None:
+    meter = Meter(torch.device("cpu"), {"interval/streak": 5.0, "skipped": 1})
+    one = torch.ones(())
+    streaks = []
+    for finite in (False, True, False, False):
+        meter.add(StepResult(one * 3, one * 2, 2, {"extra": one}), 0.0)
+        meter.close_update(one, torch.tensor(finite))
+        streaks.append(meter.read()["streak"])
+    assert streaks == [6, 0, 1, 2]
+    values, skipped, streak = meter.close_interval()
+    assert (skipped, streak, values["skipped_steps"]) == (3, 2, 4.0)
+    assert (values["loss"], values["extra"], values["grad_norm"], values["clips"]) == (1.5, 0.5, 1.0, 8.0)
+    assert meter.read() == {name: 2.0 if name == "streak" else 0.0 for name in (*Meter.FIXED, "extra")}
+
+
 # Stopping
 
 
