@@ -19,7 +19,7 @@ Words = NDArray[np.uint64]
 NOMINAL_FPS = 30.0  # strides are counted in frames of this clock, whatever the video's own rate
 
 # One number per purpose: draws for different purposes are independent. A purpose may use the 1000 numbers from its own.
-TIME, CROP, FLIP = 0, 1000, 2000
+TIME, CROP, FLIP, ITEM = 0, 1000, 2000, 3000
 
 _BITS = 0xFFFF_FFFF_FFFF_FFFF
 _GAMMA, _MUL1, _MUL2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB

@@ -1,0 +1,261 @@
+"""From a place in the stream of videos to uint8 clips; what happens to a file that cannot be read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from stmae.data import clips as choice
+from stmae.data.sources import Index, Source, TensorSource
+from stmae.data.video import DecodeError, read_clips
+from stmae.errors import Problems, UserError
+
+MAX_STAND_INS = 50  # unreadable files in a row
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be read, or not to its end.
+
+    Attributes:
+        path: of the file.
+        reason: in words.
+        item: its position in the index.
+        used: whether the sound part before the damage was used; else another file stood in.
+    """
+
+    path: str
+    reason: str
+    item: int
+    used: bool = False
+
+
+@dataclass
+class Sample:
+    """The clips taken from one decoding of one video.
+
+    Attributes:
+        clips: (R, C, T, H, W), uint8 unless the source is floating-point; in memory it may lie as (R, T, H, W, C).
+        keys: int64 (R,), the clips' keys.
+        item: position of the video in the index.
+        bad: the files that could not be read on the way.
+        shrunk: how many clips had to take a smaller stride because the video is short.
+        repeated: how many clips show a frame twice because the video has too few.
+        decode_seconds: time spent on all this.
+    """
+
+    clips: torch.Tensor
+    keys: torch.Tensor
+    item: int
+    bad: list[BadFile] = field(default_factory=list)
+    shrunk: int = 0
+    repeated: int = 0
+    decode_seconds: float = 0.0
+
+
+class _Clips(Dataset[Sample]):
+    """What training and evaluation clips share: their shape, and reading them."""
+
+    def __init__(self, source: Source, frames: int, stride: float, image_size: tuple[int, int]) -> None:
+        self.source, self.frames, self.stride = source, frames, stride
+        height, width = self.image_size = image_size
+        problems = Problems()
+        problems.check(frames >= 1, f"frames is {frames}; a clip has at least 1.", "Choose 8 or 16, for example.")
+        problems.check(stride > 0, f"stride is {stride}; frames must lie apart in time.", "Choose one above 0.")
+        problems.check(min(height, width) >= 1, f"image_size is {image_size}.", "Choose one above 0.")
+        if isinstance(source, TensorSource):
+            asked, given = (frames, height, width), source.shape[1:]
+            cure = f"Ask for frames={given[0]} and image_size={given[1:]}, or make other clips."
+            problems.check(
+                asked == given, f"clips are (frames, height, width) = {asked} but the data has {given}.", cure
+            )
+        problems.raise_any()
+
+    def _read(self, item: int, keys: list[int]) -> Sample:
+        """The clips with these keys from one item.
+
+        Raises:
+            DecodeError
+        """
+        start = time.perf_counter()
+        made = (
+            self._take(item, keys) if isinstance(self.source, TensorSource) else self._decode(self.source, item, keys)
+        )
+        made.decode_seconds = time.perf_counter() - start
+        return made
+
+    def _take(self, item: int, keys: list[int]) -> Sample:
+        assert isinstance(self.source, TensorSource)
+        clip = self.source.clip(item)
+        clips = torch.stack([clip.flip(-1) if self._flip(key) else clip for key in keys])
+        return Sample(clips, torch.tensor(keys), item)
+
+    def _decode(self, index: Index, item: int, keys: list[int]) -> Sample:
+        height, width = self.image_size
+        pixels = torch.empty(len(keys), self.frames, height, width, 3, dtype=torch.uint8)
+        boxes: dict[int, choice.Box] = {}
+        shrunk = [False] * len(keys)
+
+        def choose(clip: int, duration: float) -> np.ndarray:
+            chosen = self._times(duration, keys[clip])
+            shrunk[clip] = chosen.shrunk
+            return chosen.times
+
+        def take(clip: int, position: int, frame: np.ndarray) -> None:
+            if clip not in boxes:  # all frames of a video come in one size
+                boxes[clip] = self._box(keys[clip], frame.shape[0], frame.shape[1])
+            pixels[clip, position] = _resized(frame, boxes[clip], height, width, self._flip(keys[clip]))
+
+        reading = read_clips(index.path(item), len(keys), choose, take)
+        bad = [BadFile(index.paths[item], reading.damage, item, used=True)] if reading.damage else []
+        clips = pixels.permute(0, 4, 1, 2, 3)
+        return Sample(clips, torch.tensor(keys), item, bad, sum(shrunk), sum(reading.repeated))
+
+    def _times(self, duration: float, key: int) -> choice.ClipTimes:
+        raise NotImplementedError
+
+    def _box(self, key: int, height: int, width: int) -> choice.Box:
+        raise NotImplementedError
+
+    def _flip(self, key: int) -> bool:
+        raise NotImplementedError
+
+
+class VideoClips(_Clips):
+    """Training clips: an endless stream of video slots, each of which gives `repeats` clips of one video.
+
+    Slot s shows the video at place s % n in the order of pass s // n over all n videos. What a slot holds depends on
+    nothing but the arguments here.
+
+    Args:
+        source: of the videos, or of clips as tensors, which are flipped at most.
+        frames: T.
+        stride: between frames, in frames of a nominal 30 fps clock.
+        image_size: (height, width) in pixels.
+        repeats: clips taken from each decoding of a video (repeated sampling).
+        seed: of the run.
+        crop_area, crop_aspect: of the random resized crop.
+        flip: whether half of the clips are mirrored left to right.
+
+    Raises:
+        UserError: a value that cannot work, or no items.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        frames: int,
+        stride: float,
+        image_size: tuple[int, int],
+        repeats: int,
+        seed: int,
+        crop_area: tuple[float, float] = (0.5, 1.0),
+        crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+    ) -> None:
+        super().__init__(source, frames, stride, image_size)
+        problems = Problems()
+        problems.check(len(source) > 0, "there is no video to train on.", "Add some, or hold out fewer.")
+        problems.check(repeats >= 1, f"repeats is {repeats}; no clip would be taken.", "Choose 1 to 4.")
+        low, high = crop_area
+        problems.check(
+            0 < low <= high <= 1, f"crop_area is {crop_area}.", "Choose two rising shares above 0, at most 1."
+        )
+        low, high = crop_aspect
+        problems.check(0 < low <= high, f"crop_aspect is {crop_aspect}.", "Choose two rising ratios above 0.")
+        problems.raise_any()
+        self.repeats, self.seed = repeats, seed
+        self.crop_area, self.crop_aspect, self.flip = crop_area, crop_aspect, flip
+        self._pass, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.source)  # of one pass; slots go on beyond it
+
+    def __getitem__(self, slot: int) -> Sample:
+        """The clips of a slot; if its video cannot be read, those of the next readable one in its own chain of keys.
+
+        Raises:
+            UserError: too many unreadable videos in a row.
+        """
+        pass_, place = divmod(slot, len(self.source))
+        if pass_ != self._pass:
+            self._pass, self._order = pass_, choice.pass_order(self.seed, pass_, len(self.source))
+        item, root = int(self._order[place]), self.seed
+        bad: list[BadFile] = []
+        while len(bad) < MAX_STAND_INS:
+            try:
+                sample = self._read(item, [choice.clip_key(root, pass_, item, r) for r in range(self.repeats)])
+            except DecodeError as error:
+                assert isinstance(self.source, Index)
+                bad.append(BadFile(self.source.paths[item], error.reason, item))
+                # Keys of its own as well: the stand-in must not repeat a clip from its own slot.
+                root = choice.next_key(choice.clip_key(root, pass_, item, 0))
+                item = int(choice.uniform(root, choice.ITEM) * len(self.source))
+            else:
+                sample.bad[:0] = bad
+                return sample
+        raise UserError(
+            f"{len(bad)} videos in a row could not be read; the last was {bad[-1].path}: {bad[-1].reason}.",
+            "Look at the files, and take out those that are no videos.",
+        )
+
+    def _times(self, duration: float, key: int) -> choice.ClipTimes:
+        return choice.clip_times(duration, self.frames, self.stride, key)
+
+    def _box(self, key: int, height: int, width: int) -> choice.Box:
+        return choice.crop_box(key, height, width, self.crop_area, self.crop_aspect)
+
+    def _flip(self, key: int) -> bool:
+        return self.flip and choice.flip(key)
+
+
+class FixedClips(_Clips):
+    """Evaluation clips: of each video the one in the middle, cropped to the centre, never mirrored; one key for ever.
+
+    An unreadable video gives a sample of 0 clips with `bad` set. Arguments as for `VideoClips`.
+    """
+
+    def __init__(
+        self, source: Source, *, frames: int, stride: float, image_size: tuple[int, int], seed: int = 0
+    ) -> None:
+        super().__init__(source, frames, stride, image_size)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: int) -> Sample:
+        if not 0 <= item < len(self):
+            raise IndexError(item)  # ends a for loop over the dataset
+        try:
+            return self._read(item, [choice.clip_key(self.seed, -1, item, 0)])
+        except DecodeError as error:
+            assert isinstance(self.source, Index)
+            none = torch.empty(0, 3, self.frames, *self.image_size, dtype=torch.uint8)
+            bad = [BadFile(self.source.paths[item], error.reason, item)]
+            return Sample(none, torch.empty(0, dtype=torch.int64), item, bad)
+
+    def _times(self, duration: float, key: int) -> choice.ClipTimes:
+        return choice.times_at(duration, self.frames, self.stride, 0.5)
+
+    def _box(self, key: int, height: int, width: int) -> choice.Box:
+        return choice.centre_box(height, width, self.image_size[1] / self.image_size[0])
+
+    def _flip(self, key: int) -> bool:
+        return False
+
+
+def _resized(frame: np.ndarray, box: choice.Box, height: int, width: int, mirrored: bool) -> torch.Tensor:
+    """The part `box` of a frame (H, W, 3) in another size, bilinear with antialiasing: uint8 (height, width, 3)."""
+    part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+    image = torch.from_numpy(part).permute(2, 0, 1)[None]  # channels last in memory: the fast path for uint8
+    if part.shape[:2] != (height, width):
+        image = F.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
+    image = image[0].permute(1, 2, 0)
+    return image.flip(1) if mirrored else image
