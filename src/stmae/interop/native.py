@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +38,15 @@ def load_autoencoder(where: str | Path) -> MaskedAutoencoder:
     Raises:
         UserError: as `load`, or the file holds no decoder.
     """
-    model = load_model(where)
+    return with_decoder(load_model(where), where)
+
+
+def with_decoder(model: Model, where: str | Path) -> MaskedAutoencoder:
+    """The model, which must be a whole autoencoder; `where` it came from is for the error.
+
+    Raises:
+        UserError: it has no decoder.
+    """
     if not isinstance(model, MaskedAutoencoder):
         raise UserError(f'"{where}" holds no decoder.', "Give a pre-training run.")
     return model
@@ -44,6 +54,11 @@ def load_autoencoder(where: str | Path) -> MaskedAutoencoder:
 
 def load_model(where: str | Path) -> Model:
     """Whatever model a run or weights file holds, in eval mode on the CPU."""
+    return load_with_extras(where)[0]
+
+
+def load_with_extras(where: str | Path) -> tuple[Model, Mapping[str, Any]]:
+    """The model, and what else the file's header says: under "clip" how the run sampled its clips."""
     tensors, stored = load_weights(find_weights(where))
     config = from_dict(stored["model"])
     with torch.device("meta"):
@@ -56,4 +71,4 @@ def load_model(where: str | Path) -> Model:
             assert isinstance(config, EncoderConfig)
             model = VideoViT(config)
     load_strictly(model, tensors)
-    return model.eval()
+    return model.eval(), {name: value for name, value in stored.items() if name != "model"}
