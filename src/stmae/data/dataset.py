@@ -254,8 +254,10 @@ class FixedClips(_Clips):
 def _resized(frame: np.ndarray, box: choice.Box, height: int, width: int, mirrored: bool) -> torch.Tensor:
     """The part `box` of a frame (H, W, 3) in another size, bilinear with antialiasing: uint8 (height, width, 3)."""
     part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-    image = torch.from_numpy(part).permute(2, 0, 1)[None]  # channels last in memory: the fast path for uint8
+    image = torch.from_numpy(part).permute(2, 0, 1)[None]
     if part.shape[:2] != (height, width):
+        # PyTorch takes its path for packed uint8 pixels only where the strides are exactly these: it is worth the copy.
+        image = image.clone(memory_format=torch.channels_last)
         image = F.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
     image = image[0].permute(1, 2, 0)
     return image.flip(1) if mirrored else image
