@@ -15,3 +15,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared folder is not here (set STMAE_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six small synthetic videos; not to be changed."""
+    from stmae.data.synthetic import write_videos
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder, count=6, seconds=(1.5, 2.0))
+    return folder
