@@ -14,11 +14,13 @@ from stmae.tasks.build import is_path
 
 
 def open_videos(videos: Any, clip: ClipConfig) -> Index | TensorSource:
-    """A folder, a single video, or clips from Python.
+    """A folder, a single video, an index of videos, or clips from Python.
 
     Raises:
         UserError: nothing to read there, or a model whose clips have not the 3 channels of videos.
     """
+    if isinstance(videos, Index):
+        return videos
     if not is_path(videos):
         return TensorSource(videos)
     if clip.channels != 3:

@@ -1,0 +1,172 @@
+"""What tasks share: the device and its arithmetic, the model, and numbers worked out from the options."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stmae.engine.checkpoint import check_fit
+from stmae.errors import UserError
+from stmae.interop.native import load_model
+from stmae.model.config import MaeConfig
+from stmae.model.mae import MaskedAutoencoder
+from stmae.model.patches import Positions
+from stmae.model.sizes import mae_config
+from stmae.tasks.options import ModelOptions
+
+REFERENCE_LR, REFERENCE_CLIPS = 1.6e-3, 2048
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: the device is not there, or several processes were started (this release trains in one).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"{os.environ['WORLD_SIZE']} processes were started, but this release trains in one.",
+            "Start it without torchrun or srun.",
+        )
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, present in there.items() if present))
+    if not there[name]:
+        present = ", ".join(kind for kind, found in there.items() if found)
+        raise UserError(
+            f'device "{name}" is not available to PyTorch {torch.__version__}.', f"Available: {present}, or auto."
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
+    """The arithmetic of matrix multiplications, "fp32" or "bf16", and the reason for it.
+
+    "auto" takes bf16 where the hardware has it: on CUDA by its own word, on a CPU where it measures faster.
+    """
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        fine = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "this GPU has it in hardware") if fine else ("fp32", "this GPU has no bf16 in hardware")
+    if device.type == "mps":
+        return "fp32", "bf16 is not tried on MPS"
+    gain = _seconds(torch.float32) / _seconds(torch.bfloat16)
+    return (
+        ("bf16", f"measured {gain:.1f}x as fast as fp32")
+        if gain > 1.2
+        else ("fp32", f"bf16 measured {gain:.2g}x as fast on this CPU")
+    )
+
+
+def _seconds(dtype: torch.dtype, size: int = 256) -> float:
+    """The best of three matrix multiplications."""
+    a = torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):  # the first one warms up
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that decode: all cores but one beside an accelerator (at most 16), a half where the CPU also trains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2) if device.type == "cpu" else max(1, min(16, cores - 1))
+
+
+def learning_rate(lr: float | None, batch_size: int) -> float:
+    """The peak learning rate: the one given, or 1.6e-3 at 2,048 clips per step and in proportion.
+
+    Of the two reference points, 1.6e-3 at 2,048 clips (PySlowFast on 16 nodes, which trained the published models)
+    and 1.6e-3 at 1,024 (mae_st, which leaves repeated sampling out of its count), this is the careful one.
+    """
+    return lr if lr is not None else REFERENCE_LR * batch_size / REFERENCE_CLIPS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers that follow from the options and the count of videos."""
+
+    steps: int
+    warmup_steps: int
+    lr: float
+
+    @classmethod
+    def of(cls, *, epochs: float, warmup_epochs: float | None, lr: float | None, batch_size: int, videos: int) -> Plan:
+        """`epochs` are effective ones: one of them takes as many clips as there are videos."""
+        steps = max(1, round(epochs * videos / batch_size))
+        warmup = 0.15 * epochs if warmup_epochs is None else warmup_epochs
+        return cls(steps, min(steps, round(warmup * videos / batch_size)), learning_rate(lr, batch_size))
+
+
+def model_config(options: ModelOptions, *, frames: int, image_size: int | tuple[int, int], channels: int) -> MaeConfig:
+    """The configuration that the model options describe."""
+    return mae_config(
+        options.model,
+        frames=frames,
+        image_size=image_size,
+        channels=channels,
+        patch=options.patch,
+        mask_ratio=options.mask_ratio,
+        target=options.target,
+        predict_frames=options.predict_frames,
+        positions=options.positions,
+        position_values=options.position_values,
+        class_token=options.class_token,
+        mask_tokens_in_encoder=options.mask_tokens_in_encoder,
+        decoder_width=options.decoder_width,
+        decoder_depth=options.decoder_depth,
+        decoder_heads=options.decoder_heads,
+    )
+
+
+def init_weights(model: MaskedAutoencoder, where: str) -> str:
+    """Fills a fresh model with the weights of another run; positions are interpolated to its grid.
+
+    The decoder is taken over where it has the same shape, else it starts afresh.
+
+    Returns:
+        What was taken over, as a line for the log.
+
+    Raises:
+        UserError: the encoder there is of another size.
+    """
+    source = load_model(where)
+    grid = model.config.encoder.clip.grid
+    for module in source.modules():
+        if isinstance(module, Positions) and module.grid != grid:
+            module.resize(grid)
+    if isinstance(source, MaskedAutoencoder):
+        state = source.state_dict()
+        own = model.state_dict()
+        if own.keys() == state.keys() and all(own[name].shape == state[name].shape for name in own):
+            model.load_state_dict(state)
+            return f'weights from "{where}": encoder and decoder.'
+    encoder: nn.Module = getattr(source, "encoder", source)
+    check_fit(encoder.state_dict(), model.encoder.state_dict(), f'the encoder in "{where}"')
+    model.encoder.load_state_dict(encoder.state_dict())
+    return f'weights from "{where}": the encoder; the decoder starts afresh.'
+
+
+def training_flops(config: MaeConfig) -> int:
+    """Floating-point operations of one clip's forward and backward pass, counted on the meta device."""
+    clip = config.encoder.clip
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, clip.channels, *clip.shape), noise=torch.empty(1, clip.tokens))
+    return 3 * counter.get_total_flops()  # a backward pass costs two forward ones
+
+
+def is_path(source: object) -> bool:
+    """Whether a source of videos is a path, and not a tensor or a Dataset."""
+    return isinstance(source, str | Path)

@@ -1,0 +1,95 @@
+"""`stmae demo`: from nothing to a trained encoder and a picture of what it paints back, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from stmae import presets
+from stmae.data.sources import load_index, scan
+from stmae.data.synthetic import write_videos
+from stmae.engine.log import Console, Log
+from stmae.engine.optim import build_adamw, parameter_groups
+from stmae.model.mae import MaskedAutoencoder
+from stmae.model.masking import key_noise
+from stmae.runs import RunFolder
+from stmae.tasks import build
+from stmae.tasks.options import DemoOptions, PretrainOptions
+from stmae.tasks.pretrain import pretrain
+from stmae.tasks.reconstruct import Reconstructions, reconstruct
+from stmae.tasks.task import task
+
+SAMPLE_VIDEOS = 48
+RATIOS = (0.75, 0.9, 0.95)
+MARGIN = 0.8  # of the time: pictures and checkpoints want some too
+
+
+@task(DemoOptions)
+def demo(options: DemoOptions) -> Path:
+    """Returns:
+    The folder with everything it made.
+
+    Raises:
+        UserError: a mistake in the options, or `data` holds no videos that can be read.
+    """
+    out = options.out.expanduser()
+    videos = out / "videos" if options.data is None else options.data
+    with Log([Console()]) as log:
+        if options.data is None and not (videos.is_dir() and len(list(videos.iterdir())) >= SAMPLE_VIDEOS):
+            log.message(f"writing {SAMPLE_VIDEOS} sample videos to {videos}")
+            write_videos(videos, count=SAMPLE_VIDEOS)
+        begun = RunFolder(out / "run").exists
+        epochs = 0.0 if begun else epochs_for(options.minutes, len(scan(videos)), log)
+    if begun:
+        pretrain(videos, out=out / "run")  # goes on, with the epochs it was begun with
+    else:
+        pretrain(videos, out=out / "run", preset="demo", epochs=epochs)
+    training, held_out = load_index(out / "run" / "index.csv")
+    made = reconstruct(
+        held_out if len(held_out) else training, model=str(out / "run"), out=out / "pictures", mask_ratio=RATIOS
+    )
+    _report(out, videos, made)
+    return out
+
+
+def epochs_for(minutes: float, videos: int, log: Log) -> float:
+    """How many epochs of the demo's preset this machine can train in so many minutes: a few steps are timed."""
+    options = dataclasses.replace(
+        PretrainOptions("", out=Path()), **presets.demo(presets.Facts(videos=videos, device="cpu"))
+    )
+    model = MaskedAutoencoder(
+        build.model_config(options, frames=options.frames, image_size=options.image_size, channels=3)
+    )
+    clip = model.config.encoder.clip
+    clips = torch.zeros(options.batch_size, 3, *clip.shape, dtype=torch.uint8)
+    noise = key_noise(torch.arange(options.batch_size), clip.tokens)
+    optimizer = build_adamw(parameter_groups(model, options.weight_decay), lr=0.0)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        model(clips, noise=noise).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    step = min(seconds)
+    steps = max(20, round(MARGIN * minutes * 60 / step))
+    log.message(f"a step of {options.batch_size} clips takes {step:.2f} s here: {steps} steps in {minutes:g} minutes")
+    return steps * options.batch_size / max(1, videos)
+
+
+def _report(out: Path, videos: Path, made: Reconstructions) -> None:
+    print(
+        f"""
+made:
+  {videos}                the videos it learnt from, without labels
+  {out}/run/encoder.safetensors     the video encoder
+  {out}/run/reconstructions/        the same held-out clips through training
+  {out}/pictures/                   held-out clips painted back: gif, mp4, png (see {made.pictures[-1].name})
+try next:
+  stmae embed {videos} --model {out}/run --out {out}/features.parquet
+  stmae reconstruct {videos} --model {out}/run --out {out}/more --mask-ratio 0.9 0.98
+  stmae pretrain YOUR_VIDEOS/ --out runs/first"""
+    )

@@ -1,0 +1,243 @@
+"""`stmae pretrain`: a folder of unlabelled videos in, a video encoder out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stmae import pictures
+from stmae.data.dataset import BadFile, Sample
+from stmae.data.loader import Batch, ClipLoader
+from stmae.data.sources import Index, save_index
+from stmae.engine.checkpoint import Checkpoints
+from stmae.engine.log import Log, open_log
+from stmae.engine.loop import StepResult, Task, train
+from stmae.engine.meter import peak_flops
+from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
+from stmae.errors import UserError
+from stmae.model.config import as_dict
+from stmae.model.mae import MaeOutput, MaskedAutoencoder
+from stmae.model.paint import paint
+from stmae.runs import BadFiles, RunFolder, save_weights
+from stmae.tasks import build
+from stmae.tasks.options import PretrainOptions
+from stmae.tasks.setup import Setup
+from stmae.tasks.task import task
+
+# What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
+MAY_CHANGE = {
+    "videos", "out", "device", "workers", "holdout", "max_bad_share", "save_every", "keep", "log_every",
+    "evaluate_every", "init", "derived",
+}  # fmt: skip
+HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
+PICTURE_CLIPS = 4
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@task(PretrainOptions)
+def pretrain(options: PretrainOptions) -> Path:
+    """Returns:
+        The run's folder, which `stmae.load` takes.
+
+    Raises:
+        UserError: a mistake in the options, the folder or the run that is there.
+        Stopped: SIGINT or SIGTERM ended the run; it is saved and the same call goes on.
+    """
+    setup = Setup.of(options)
+    with RunFolder.open(setup.options.out) as run:
+        run.settle_config(setup.saved(), MAY_CHANGE)
+        if isinstance(setup.source, Index):
+            kept_out = setup.held_out or Index(setup.source.root, ())
+            assert isinstance(kept_out, Index)
+            save_index(run.index, setup.source, kept_out)
+        _train(setup, run)
+    return run.path
+
+
+def _train(setup: Setup, run: RunFolder) -> None:
+    """Builds the parts and joins them in the engine's loop."""
+    options, config, plan, device = setup.options, setup.config, setup.plan, setup.device
+    torch.manual_seed(options.seed)
+    model = MaskedAutoencoder(config)
+    early = [setup.changed] if setup.changed else []  # what there is to say before the log is open
+    extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
+    model.to(device)
+    optimizer = build_adamw(parameter_groups(model, options.weight_decay), plan.lr, betas=options.betas)
+    checkpoints = Checkpoints(run.checkpoints, model, optimizer, extras, keep=options.keep, warn=early.append)
+    start = checkpoints.resume()
+    if options.init is not None and start.step == 0:
+        early.append(build.init_weights(model, options.init))
+    loader = ClipLoader(
+        setup.training_clips(),
+        batch_size=options.batch_size // options.accumulate,
+        cursor=start.cursor,
+        workers=build.default_workers(device) if options.workers is None else options.workers,
+        device=device.type,
+    )
+    autocast = AUTOCAST[options.precision]
+    with open_log(run, step=start.step) as log:
+        checkpoints.warn = log.warning
+        setup.describe(log)
+        for text in early:
+            log.warning(text)
+        if start.step:
+            log.message(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
+        job = Pretraining(setup, model, run, extras, log)
+        try:
+            train(
+                job,
+                job.watch(iter(loader)),
+                optimizer,
+                CosineSchedule(plan.lr, plan.warmup_steps, plan.steps),
+                steps=plan.steps,
+                log=log,
+                device=device,
+                start=start,
+                checkpoints=checkpoints,
+                accumulate=options.accumulate,
+                clip_grad=options.clip_grad,
+                autocast=autocast,
+                seed=options.seed,
+                log_every=options.log_every,
+                save_every=options.save_every,
+                evaluate_every=options.evaluate_every,
+                picture_every=options.evaluate_every,
+                clips_per_epoch=len(setup.source),
+                flops_per_clip=build.training_flops(config),
+                peak_flops=peak_flops(device, autocast),
+            )
+        finally:
+            loader.close()
+            job.bad.flush()
+        log.message(farewell(run, options))
+
+
+class Pretraining(Task):
+    """What the loop needs of pre-training: the loss, the held-out loss, pictures, and who was unreadable."""
+
+    def __init__(
+        self, setup: Setup, model: MaskedAutoencoder, run: RunFolder, extras: Mapping[str, Any], log: Log
+    ) -> None:
+        self.setup, self.model, self.run, self.extras, self.log = setup, model, run, extras, log
+        self.device, self.options = setup.device, setup.options
+        self.judged = setup.judged_clips()
+        self.fixed: tuple[Tensor, Tensor] | None = None  # read when first needed
+        self.bad = BadFiles(run.bad_files)
+        self.unreadable: set[str] = set()
+        self.shrunk = self.repeated = 0
+        self.said: set[str] = set()
+
+    def step(self, batch: Batch) -> StepResult:
+        batch = batch.to(self.device)
+        output = self.model(batch.clips, keys=batch.keys)
+        weight = torch.full((), output.hidden_ids.numel(), dtype=torch.float32, device=self.device)
+        numbers = {"explained": explained_variance(output) * weight}
+        return StepResult(output.loss * weight, weight, clips=len(batch.clips), numbers=numbers)
+
+    @torch.no_grad()
+    def evaluate(self, step: int, limit: int | None = None) -> dict[str, float]:
+        """Loss and explained variance on the held-out videos: the same clips and the same masks every time."""
+        if self.setup.held_out is None:
+            return {}
+        clips, keys = self._fixed_clips()
+        count = len(clips) if limit is None else min(limit, len(clips))
+        sums = torch.zeros(2, device=self.device)
+        for at in range(0, count, 8):
+            output = self._forward(clips[at : min(at + 8, count)], keys[at : min(at + 8, count)])
+            sums += torch.stack([output.loss, explained_variance(output)]) * len(output.hidden)
+        loss, explained = (sums / count).tolist()
+        return {"held_out_loss": loss, "held_out_explained": explained}
+
+    @torch.no_grad()
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        """The same clips at every interval: original, masked, painted back."""
+        clips, keys = (part[:PICTURE_CLIPS] for part in self._fixed_clips())
+        painting = paint(self.model, clips.to(self.device), self._forward(clips, keys))
+        which = "training" if self.setup.held_out is None else "held-out"
+        title = f"step {step}: {which} clips"
+        return {"reconstructions": pictures.clips_picture({self.options.mask_ratio: painting}, title=title)}
+
+    def _forward(self, clips: Tensor, keys: Tensor) -> MaeOutput:
+        dtype = AUTOCAST[self.options.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.model(clips.to(self.device), keys=keys.to(self.device))
+
+    def _fixed_clips(self) -> tuple[Tensor, Tensor]:
+        """Clips and keys of the first readable held-out videos (of the training videos, where none are held out)."""
+        if self.fixed is None:
+            found: list[Sample] = []
+            for item in range(len(self.judged)):
+                sample = self.judged[item]
+                self._note_bad(sample.bad)
+                if len(sample.clips):
+                    found.append(sample)
+                if len(found) == (PICTURE_CLIPS if self.setup.held_out is None else HELD_OUT_CLIPS):
+                    break
+            if not found:
+                raise UserError(
+                    "none of the videos kept out of training can be read; bad_files.csv has the reasons.",
+                    "Mend or remove them, or choose --holdout 0.",
+                )
+            self.fixed = torch.cat([s.clips for s in found]), torch.cat([s.keys for s in found])
+        return self.fixed
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on, and notes what they say of their videos."""
+        for batch in batches:
+            self._note_bad(batch.bad)
+            self.shrunk += batch.shrunk
+            self.repeated += batch.repeated
+            yield batch
+
+    def _note_bad(self, files: Sequence[BadFile]) -> None:
+        for file in files:
+            reason = f"used up to the damage: {file.reason}" if file.used else file.reason
+            if self.bad.add(file.path, reason):
+                self.log.warning(f"{'damaged' if file.used else 'unreadable'}: {file.path}: {reason}")
+            if not file.used:
+                self.unreadable.add(file.path)
+        share = len(self.unreadable) / self.setup.videos
+        if share > self.options.max_bad_share:
+            self.bad.flush()
+            raise UserError(
+                f"{len(self.unreadable)} of {self.setup.videos} videos ({share:.0%}) are unreadable, more than"
+                f" max_bad_share {self.options.max_bad_share:g}; {self.run.bad_files} names them with their reasons.",
+                "Mend or remove them, or raise --max-bad-share.",
+            )
+
+    def on_log(self, step: int) -> dict[str, float]:
+        self._say_once(self.shrunk, "in {} clips the stride was shrunk: their videos are shorter than a clip.")
+        self._say_once(self.repeated, "in {} clips a frame stands twice: their videos have too few frames for a clip.")
+        counts = {"shrunk_clips": self.shrunk, "repeated_clips": self.repeated, "bad_files": len(self.bad)}
+        return {name: count for name, count in counts.items() if count}
+
+    def _say_once(self, count: int, text: str) -> None:
+        """Says it when it first happens; the numbers go on in every line of metrics.jsonl."""
+        if count and text not in self.said:
+            self.said.add(text)
+            self.log.message(text.format(count) + " Counted in metrics.jsonl.")
+
+    def on_save(self, step: int) -> None:
+        weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        save_weights(self.run.encoder, weights, self.extras)
+        self.bad.flush()
+
+
+def explained_variance(output: MaeOutput) -> Tensor:
+    """1 - loss / variance of the targets about their mean: 0 for predicting that mean, 1 for the truth."""
+    return 1 - output.loss / output.target.var(correction=0).clamp(min=1e-12)
+
+
+def farewell(run: RunFolder, options: PretrainOptions) -> str:
+    example = options.videos if build.is_path(options.videos) else "videos/"
+    return (
+        f"done: the encoder is {run.encoder}, the pictures are in {run.reconstructions}. Next:\n"
+        f"  stmae reconstruct {example} --model {run.path} --out {run.path}-pictures\n"
+        f"  stmae embed {example} --model {run.path} --out features.parquet\n"
+        f"  python -c 'import stmae; print(stmae.load(\"{run.path}\"))'"
+    )

@@ -1,0 +1,204 @@
+"""What `stmae pretrain` settles before it trains: videos, options, model, schedule; and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from stmae.data.dataset import FixedClips, VideoClips
+from stmae.data.sources import Index, Source, TensorSource, index_changes, load_index, scan, split
+from stmae.engine.log import Log
+from stmae.errors import UserError
+from stmae.model.config import MaeConfig
+from stmae.model.mae import MaskedAutoencoder
+from stmae.model.masking import visible_count
+from stmae.presets import Facts
+from stmae.runs import RunFolder, read_config
+from stmae.tasks import build
+from stmae.tasks.checks import check
+from stmae.tasks.options import PretrainOptions
+from stmae.tasks.task import bind, resolve
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that is known before the first step.
+
+    Attributes:
+        options: with every value settled.
+        source, held_out: the videos to train on and those kept out (maybe none).
+        why: the reason for the precision.
+        changed: what changed in the folder since the run began; empty for nothing.
+    """
+
+    options: PretrainOptions
+    config: MaeConfig
+    plan: build.Plan
+    source: Source
+    held_out: Source | None
+    device: torch.device
+    why: str
+    changed: str
+
+    @classmethod
+    def of(cls, options: PretrainOptions) -> Setup:
+        """Looks at the machine, the folder and the run that may be there.
+
+        Raises:
+            UserError: the device is missing, there are no videos, options do not go together.
+        """
+        device = build.pick_device(options.device)
+        source, held_out, changed = open_source(options)
+        options, why = settle(options, device, len(source))
+        channels, (frames, *size) = clip_shape(options, source)
+        config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
+        plan = build.Plan.of(
+            epochs=options.epochs,
+            warmup_epochs=options.warmup_epochs,
+            lr=options.lr,
+            batch_size=options.batch_size,
+            videos=len(source),
+        )
+        return cls(options, config, plan, source, held_out, device, why, changed)
+
+    @property
+    def videos(self) -> int:
+        """Videos in all."""
+        return len(self.source) + self.kept_out
+
+    @property
+    def kept_out(self) -> int:
+        return 0 if self.held_out is None else len(self.held_out)
+
+    def saved(self) -> dict[str, Any]:
+        """What config.yaml holds: the options, and under "derived" what follows from them."""
+        values = asdict(replace(self.options, videos=None))
+        for name in ("config", "preset"):  # what they brought stands in the values
+            del values[name]
+        videos = self.options.videos
+        values["videos"] = str(videos) if build.is_path(videos) else type(videos).__name__
+        return values | {"derived": asdict(self.plan) | {"videos": len(self.source), "held_out": self.kept_out}}
+
+    def describe(self, log: Log) -> None:
+        """Prints the resolved configuration and the numbers that follow from it, once."""
+        values = self.saved()
+        del values["derived"]
+        log.table("configuration", [(name, _shown(value)) for name, value in values.items() if value is not None])
+        options, clip = self.options, self.config.encoder.clip
+        visible = visible_count(clip.tokens, self.config.mask_ratio, self.config.visible_count)
+        with torch.device("meta"):
+            model = MaskedAutoencoder(self.config)
+        sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
+        rows = [
+            ("device", f"{self.device.type}, {options.precision} ({self.why})"),
+            ("videos", f"{len(self.source)} to train on, {self.kept_out} held out"),
+            ("tokens", f"{clip.tokens} per clip, {visible} visible"),
+            ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
+            ("step", f"{options.batch_size} clips of {options.batch_size // options.repeats} videos"),
+            ("steps", f"{self.plan.steps}, {self.plan.warmup_steps} of them warm-up"),
+            ("peak lr", f"{self.plan.lr:.3g}"),
+        ]
+        log.table("derived", rows)
+
+    def training_clips(self) -> VideoClips:
+        clip, options = self.config.encoder.clip, self.options
+        return VideoClips(
+            self.source,
+            frames=clip.frames,
+            stride=options.stride,
+            image_size=(clip.height, clip.width),
+            repeats=options.repeats,
+            seed=options.seed,
+            crop_area=options.crop_area,
+            crop_aspect=options.crop_aspect,
+            flip=options.flip,
+        )
+
+    def judged_clips(self) -> FixedClips:
+        """Of the held-out videos; of the training videos, where none are held out."""
+        clip, options = self.config.encoder.clip, self.options
+        return FixedClips(
+            self.held_out or self.source,
+            frames=clip.frames,
+            stride=options.stride,
+            image_size=(clip.height, clip.width),
+            seed=options.seed,
+        )
+
+
+def open_source(options: PretrainOptions) -> tuple[Source, Source | None, str]:
+    """The training videos, those kept out, and a line on what changed since the run began.
+
+    A run that is there keeps the index it was begun with.
+    """
+    if not build.is_path(options.videos):
+        return *_split(TensorSource(options.videos), options.holdout), ""
+    found = scan(options.videos)
+    run = RunFolder(options.out)
+    if not (run.exists and run.index.exists()):
+        return *_split(found, options.holdout), ""
+    training, kept_out = load_index(run.index, found.root)
+    changed = _changes(*index_changes((*training.paths, *kept_out.paths), found.paths))
+    return training, kept_out if len(kept_out) else None, changed
+
+
+def _split(source: Source, holdout: float) -> tuple[Source, Source | None]:
+    return split(source, holdout) if holdout > 0 and len(source) > 1 else (source, None)
+
+
+def _changes(added: list[str], removed: list[str]) -> str:
+    parts = [
+        f"{len(paths)} {what} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
+        for paths, what in ((added, "new"), (removed, "gone"))
+        if paths
+    ]
+    return f"the folder changed since the run began: {'; '.join(parts)}. The run keeps its own index." if parts else ""
+
+
+def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple[PretrainOptions, str]:
+    """All values, and why the precision is what it is.
+
+    A run that is there lends its own values where none are given, a new one takes those of its preset.
+    """
+    run = RunFolder(options.out)
+    if run.exists:
+        saved = {name: value for name, value in read_config(run.config).items() if name != "derived"}
+        options = bind(PretrainOptions, (), {**saved, **options.given})
+    else:
+        options = resolve(options, Facts(videos=videos, device=device.type))
+    check(options)
+    precision, why = build.pick_precision(options.precision, device)
+    return replace(options, precision=precision), why
+
+
+def clip_shape(options: PretrainOptions, source: Source) -> tuple[int, tuple[int, int, int]]:
+    """Channels, and (frames, height, width) of the clips: a tensor source brings its own.
+
+    Raises:
+        UserError: a size that was asked for and that the tensors do not have.
+    """
+    asked = (options.frames, options.image_size, options.image_size)
+    if isinstance(source, Index):
+        return 3, asked
+    channels, *rest = source.shape
+    shape = (rest[0], rest[1], rest[2])
+    differs = [name for name, k in (("frames", 0), ("image_size", 1)) if name in options.given and asked[k] != shape[k]]
+    if differs:
+        raise UserError(
+            f"the clips are {shape[0]}x{shape[1]}x{shape[2]} (frames x height x width), not as {' and '.join(differs)}"
+            " say.",
+            f"Leave {' and '.join(differs)} out: tensors are used as they are.",
+        )
+    return channels, shape
+
+
+def _shown(value: Any) -> str:
+    """A value as one would type it."""
+    return (
+        " ".join(f"{each:g}" for each in value)
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else str(value)
+    )
