@@ -10,6 +10,7 @@ un-normalised with visible neighbours' statistics
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,7 @@ def _enlarge(panel: np.ndarray) -> Image.Image:
     return Image.fromarray(panel).resize((width * times, height * times), Image.Resampling.NEAREST)
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
@@ -135,13 +137,17 @@ def _line(size: int) -> int:
 
 
 def _wrap(text: str, size: int, width: int) -> list[str]:
-    """Lines no wider than `width`, broken between words."""
+    """Lines no wider than `width`, broken between words, or within a word that is wider."""
     lines: list[str] = []
     for word in text.split():
         if lines and _width(f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
-        else:
-            lines.append(word)
+            continue
+        while _width(word, size) > width and len(word) > 1:
+            fits = max(1, sum(_width(word[: n + 1], size) <= width for n in range(len(word))))
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
     return lines
 
 
