@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import multiprocessing
+import sys
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stmae.data.dataset import BadFile, Sample, VideoClips
+from stmae.data.sources import Index
 from stmae.errors import UserError
 
 BATCHES_AHEAD = 2  # decoded before they are asked for, over all workers
@@ -86,6 +90,7 @@ class ClipLoader:
                 f"Choose a multiple of {dataset.repeats}.",
             )
         self.batch_size, self.cursor, self.workers = batch_size, cursor, workers
+        self._dataset = dataset
         self._videos, self._rank, self._world_size = batch_size // dataset.repeats, rank, world_size
         self._pin = torch.device(device).type == "cuda"
         self._loader = DataLoader(
@@ -110,7 +115,8 @@ class ClipLoader:
         """
         start = time.perf_counter()
         if self._samples is None:
-            self._samples = iter(self._loader)
+            with _main_hidden() if isinstance(self._dataset.source, Index) else contextlib.nullcontext():
+                self._samples = iter(self._loader)
         batch = None
         for place in range(self._videos):
             sample = self._sample()
@@ -190,6 +196,20 @@ class _ErrorsAsValues(Dataset[Sample | Exception]):
             return self._dataset[slot]
         except UserError as error:
             return error
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """While workers start: they need nothing of the caller's script, which multiprocessing would run again in each.
+
+    So a script may train without an ``if __name__ == "__main__":``. (A data set of the caller's own does need it.)
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _forkserver() -> multiprocessing.context.BaseContext:

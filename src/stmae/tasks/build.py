@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stmae.data.sources import Source, TensorSource
 from stmae.engine.checkpoint import check_fit
 from stmae.errors import UserError
 from stmae.interop.native import load_model
@@ -77,8 +78,13 @@ def _seconds(dtype: torch.dtype, size: int = 256) -> float:
     return best
 
 
-def default_workers(device: torch.device) -> int:
-    """Processes that decode: all cores but one beside an accelerator (at most 16), a half where the CPU also trains."""
+def default_workers(device: torch.device, source: Source) -> int:
+    """Processes that decode: all cores but one beside an accelerator (at most 16), a half where the CPU also trains.
+
+    None for clips from Python, which are there already.
+    """
+    if isinstance(source, TensorSource):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2) if device.type == "cpu" else max(1, min(16, cores - 1))
 

@@ -76,7 +76,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
         setup.training_clips(),
         batch_size=options.batch_size // options.accumulate,
         cursor=start.cursor,
-        workers=build.default_workers(device) if options.workers is None else options.workers,
+        workers=build.default_workers(device, setup.source) if options.workers is None else options.workers,
         device=device.type,
     )
     autocast = AUTOCAST[options.precision]
