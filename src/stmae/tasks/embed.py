@@ -133,7 +133,7 @@ def _embed_videos(
         if options.window is None
         else windows(clip.frames, stride, options.window)
     )
-    threads = build.default_workers(device, source) if options.workers is None else options.workers
+    threads = build.default_workers(device, index) if options.workers is None else options.workers
     stream = stream_views(index, places, image_size=(clip.height, clip.width), threads=threads)
     features: dict[int, dict[int, np.ndarray]] = {}  # by item and number of the view
     views: dict[int, dict[int, tuple[float, float]]] = {}
