@@ -246,7 +246,7 @@ def _notes(found: Mapping[str, Scores], clip: int | None = None) -> list[str]:
 
 def percent(share: float) -> str:
     """An explained variance for people: "71 %"; "-" where there was nothing to explain."""
-    return "-" if math.isnan(share) else f"{100 * share:.0f} %"
+    return "-" if math.isnan(share) else f"{round(100 * share)} %"
 
 
 def decibel(psnr: float) -> str:
@@ -276,15 +276,16 @@ def _spread(count: int, steps: int) -> list[int]:
 
 def save_png(path: str | Path, picture: np.ndarray) -> Path:
     """Writes a picture, uint8 (H, W, 3)."""
-    Image.fromarray(picture).save(path, format="PNG", optimize=True)
+    Image.fromarray(picture).save(path, format="PNG")
     return Path(path)
 
 
 def save_gif(path: str | Path, pictures: Sequence[np.ndarray], fps: float) -> Path:
     """Writes pictures, uint8 (H, W, 3) of one size, as an animation that repeats for ever."""
     frames = [Image.fromarray(picture) for picture in pictures]
-    # One palette for all frames, so that nothing flickers that does not move.
-    strip = Image.fromarray(np.concatenate(pictures))
+    # One palette for all frames, so that nothing flickers that does not move; a part of the pixels tells the colours.
+    step = math.ceil(math.sqrt(len(pictures) * pictures[0].size / 3 / 2**18))
+    strip = Image.fromarray(np.concatenate([picture[::step, ::step] for picture in pictures]))
     palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames)
     first.save(path, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)

@@ -31,7 +31,7 @@ from .dataset import _resized as resized
 from .sources import Index
 from .video import DecodeError, read_clips
 
-LONG = 3600.0  # seconds that a file's header is believed
+LONG = 600.0  # seconds: what a file's header is believed
 
 Places = Callable[[float], list[ClipTimes]]  # from a video's duration in seconds to the times of its clips
 

@@ -1,0 +1,150 @@
+"""`stmae reconstruct`: pictures, scores and what it says of files it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import save_run, small_model, write_clock
+
+import stmae
+from stmae.data.synthetic import write_videos
+from stmae.errors import UserError
+from stmae.model.config import as_dict
+from stmae.runs import save_weights
+from stmae.tasks.reconstruct import repaint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("reconstruct") / "run", small_model())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three videos of two names, and a file that is none."""
+    folder = tmp_path_factory.mktemp("reconstruct") / "videos"
+    made = write_videos(folder, count=3, seconds=(1.2, 1.6))
+    for path, name in zip(made, ("a/clip", "b/clip", "b/other"), strict=True):
+        path.parent.joinpath(name).parent.mkdir(exist_ok=True)
+        path.rename(folder / f"{name}{path.suffix}")
+    (folder / "b" / "broken.mp4").write_bytes(b"\0" * 1000)
+    return folder
+
+
+def test_a_folder_gives_three_pictures_per_video_and_scores(
+    run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = stmae.reconstruct(videos, model=str(run), out=tmp_path / "out", mask_ratio=(0.5, 0.9))
+    names = {path.name for path in made.pictures}
+    assert names == {f"{stem}{ending}" for stem in ("clip", "clip-2", "other") for ending in (".gif", ".mp4", ".png")}
+    assert names == {path.name for path in (tmp_path / "out").iterdir()}
+    for path in made.pictures:
+        if path.suffix == ".mp4":
+            with av.open(str(path)) as container:
+                assert sum(1 for _ in container.decode(video=0)) == 4
+        else:
+            with Image.open(path) as image:
+                image.load()
+                assert min(image.size) > 300
+                assert getattr(image, "n_frames", 1) == (4 if path.suffix == ".gif" else 1)
+    assert list(made.scores) == [0.5, 0.9]
+    assert len(made.videos) == 3
+    assert list(made.bad) == ["b/broken.mp4"]
+    for kinds in made.scores.values():
+        assert set(kinds) == {"painted", "nothing", "copied"}
+        assert all(len(kind.psnr) == 3 and np.isfinite(kind.psnr).all() for kind in kinds.values())
+        assert (kinds["nothing"].explained <= 0).all()
+    told = capsys.readouterr().out
+    assert "b/broken.mp4" in told
+    assert "50 %" in told
+    assert "90 %" in told
+    assert "visible neighbours' statistics" in told
+    assert all(str(path) in told for path in made.pictures)
+
+
+def test_the_same_call_gives_the_same_pictures_and_another_seed_others(run: Path, videos: Path, tmp_path: Path) -> None:
+    outs = [
+        stmae.reconstruct(videos, model=str(run), out=tmp_path / name, clips=1, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, second, third = ((made.pictures[2]).read_bytes() for made in outs)
+    assert first == second
+    assert first != third
+    assert [len(made.videos) for made in outs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
+@pytest.mark.parametrize("frames", ["strided", "linspace", "all"])
+def test_models_of_all_targets(target: str, frames: str, videos: Path, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", small_model(target=target, predict_frames=frames))
+    video = next((videos / "a").iterdir())
+    made = stmae.reconstruct(video, model=str(run), out=tmp_path / "out", statistics="true")
+    assert list(made.scores) == [0.9]
+    with Image.open(made.pictures[0]) as image:
+        # "linspace" shows frames 0, 2, 4, 7 at one mean speed.
+        assert image.n_frames == (8 if frames == "all" else 4)
+
+
+def test_higher_ratios_leave_a_part_of_the_same_tokens_visible() -> None:
+    model = small_model()
+    clip = torch.randint(0, 256, (1, 3, 8, 32, 32), dtype=torch.uint8)
+    some, fewer = (repaint(model, clip, torch.tensor([7]), ratio, "visible").hidden for ratio in (0.5, 0.9))
+    assert (fewer | ~some).all()
+    assert fewer.float().mean() == pytest.approx(58 / 64)
+
+
+def test_the_clip_starts_where_it_should(run: Path, tmp_path: Path) -> None:
+    video = write_clock(tmp_path / "clock.mp4", seconds=4.0)
+    early, late = (
+        stmae.reconstruct(video, model=str(run), out=tmp_path / f"{start}", start=start) for start in (0.0, 2.5)
+    )
+    brightness = []
+    for made in (early, late):
+        picture = np.asarray(Image.open(made.pictures[2]))
+        # Clock pictures are grey of one brightness, the first panel begins right of the row labels.
+        brightness.append(picture[150, 120].astype(float).mean())
+    assert brightness[1] - brightness[0] == pytest.approx(50, abs=4)
+    with pytest.raises(UserError, match=r"ends at 4.00 s, before the start 9 s"):
+        stmae.reconstruct(video, model=str(run), out=tmp_path / "late", start=9)
+
+
+def test_clips_from_python(run: Path, tmp_path: Path) -> None:
+    clips = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
+    made = stmae.reconstruct(clips, model=str(run), out=tmp_path)
+    assert [path.name for path in made.pictures[:3]] == ["clip-0000.gif", "clip-0000.mp4", "clip-0000.png"]
+    assert len(made.pictures) == 6
+    with pytest.raises(UserError, match="start has no meaning"):
+        stmae.reconstruct(clips, model=str(run), out=tmp_path, start=1.0)
+
+
+def test_models_of_other_channels_need_clips_from_python(videos: Path, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", small_model(channels=1))
+    with pytest.raises(UserError, match="1 channels; video files have 3"):
+        stmae.reconstruct(videos, model=str(run), out=tmp_path / "out")
+    clips = torch.randint(0, 256, (1, 1, 8, 32, 32), dtype=torch.uint8)
+    assert len(stmae.reconstruct(clips, model=str(run), out=tmp_path / "out").pictures) == 3
+
+
+def test_mistakes_are_told(run: Path, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="does not exist"):
+        stmae.reconstruct(videos / "none.mp4", model=str(run), out=out)
+    with pytest.raises(UserError, match=r"mask_ratio 1\.0 hides every token"):
+        stmae.reconstruct(videos, model=str(run), out=out, mask_ratio=(0.5, 1.0))
+    with pytest.raises(UserError, match=r"the video cannot be read: broken\.mp4"):
+        stmae.reconstruct(videos / "b" / "broken.mp4", model=str(run), out=out)
+    encoder = small_model().encoder
+    save_weights(tmp_path / "encoder.safetensors", encoder.state_dict(), {"model": as_dict(encoder.config)})
+    with pytest.raises(UserError, match="holds no decoder"):
+        stmae.reconstruct(videos, model=str(tmp_path / "encoder.safetensors"), out=out)
+    only_bad = tmp_path / "bad"
+    only_bad.mkdir()
+    for n in range(5):
+        (only_bad / f"{n}.avi").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"none of the 5 videos can be read: 0.avi: .*\(and 2 more\)"):
+        stmae.reconstruct(only_bad, model=str(run), out=out)
