@@ -210,6 +210,18 @@ def test_autocast_keeps_norms_and_loss_in_float32():
     torch.testing.assert_close(rough.loss, exact.loss, rtol=2e-2, atol=0)
 
 
+@pytest.mark.parametrize("floats", [False, True], ids=["uint8", "floats"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_models_of_other_precisions(dtype, floats):
+    model = tiny().float()
+    clip = random_clip(model.config)
+    exact = model(clip, keys=KEYS)
+    given = torch.from_numpy(normalised(clip, model.config)).float() if floats else clip
+    out = model.to(dtype)(given, keys=KEYS)
+    assert out.latent.dtype == out.prediction.dtype == dtype
+    torch.testing.assert_close(out.loss, exact.loss, rtol=5e-2, atol=0, check_dtype=False)
+
+
 # Training ------------------------------------------------------------------------------------------------------------
 
 

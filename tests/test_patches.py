@@ -211,3 +211,8 @@ def test_a_clip_of_the_wrong_kind_is_refused():
         model(torch.zeros(2, 4, 8, 16, 24))
     with pytest.raises(UserError, match=r"shape \(3, 8, 16, 24\)"):
         model(random_clip(model.config)[0])
+    for empty in (random_clip(model.config)[:0], random_clip(model.config)[:, :, :0]):
+        with pytest.raises(UserError, match="shape"):
+            model(empty)
+    with pytest.raises(UserError, match="uint8, or normalised floats"):
+        model(random_clip(model.config).long())

@@ -49,7 +49,7 @@ class VideoViT(nn.Module):
             All after the last norm and without the class token.
 
         Raises:
-            UserError: wrong number of channels or dimensions, a size that the patch does not divide.
+            UserError: wrong channels or dimensions, a size that the patch does not divide, integers other than uint8.
         """
         patches, grid = self.cut(clip)
         tokens = self.norm(self.encode(self.embed(patches, grid)))[:, int(self.config.class_token) :]
@@ -60,10 +60,15 @@ class VideoViT(nn.Module):
     def cut(self, clip: Tensor) -> tuple[Tensor, Grid]:
         """Clips (B, C, T, H, W) to raw patches (B, N, P), and the grid (t, h, w) they form."""
         channels = self.config.clip.channels
-        if clip.ndim != 5 or clip.shape[1] != channels:
+        if clip.ndim != 5 or clip.shape[1] != channels or 0 in clip.shape:
             raise UserError(
                 f"the clip has shape {tuple(clip.shape)}.",
                 f"It must be (B, {channels}, T, H, W): clips, channels, frames, height, width.",
+            )
+        if clip.dtype != torch.uint8 and not clip.is_floating_point():
+            raise UserError(
+                f"the clip is {clip.dtype}, so whether it is normalised cannot be told.",
+                "Give pixels as uint8, or normalised floats.",
             )
         patches = patchify(clip, self.config.clip.patch)
         t, h, w = (size // step for size, step in zip(clip.shape[2:], self.config.clip.patch, strict=True))

@@ -93,7 +93,7 @@ class PatchEmbed(nn.Module):
         self.proj = Linear(clip.patch_values, width)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.proj(patches)
+        return self.proj(patches.to(self.proj.weight.dtype))  # float32 from uint8, also in a model of half precision
 
 
 class Positions(nn.Module):
