@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stmae.data import video
 from stmae.data.clips import clip_key, clip_times
@@ -165,6 +167,32 @@ def test_the_frame_for_a_time_is_the_last_that_is_not_after_it(tmp_path: Path, e
     assert number(got[2, 0]) == 50
     assert reading.repeated == [False, False, False]
     assert reading.damage == ""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_times_in_any_structure(tmp_path: Path, data: st.DataObject) -> None:
+    """Random key frame distances, reordering and starts; random times, near and far, of several clips."""
+    group, bframes = data.draw(st.sampled_from(["1", "3", "12", "250"])), data.draw(st.sampled_from(["0", "2", "5"]))
+    ending, start = data.draw(st.sampled_from([".mp4", ".mkv"])), data.draw(st.sampled_from([0, 2, 7]))
+    path = tmp_path / f"{group}-{bframes}-{start}{ending}"
+    if not path.exists():
+        options = {"crf": "10", "threads": "1", "g": group, "bf": bframes, "preset": "veryfast", "b-pyramid": "normal"}
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+            for n in range(150):
+                frame = av.VideoFrame.from_ndarray(picture(n), format="rgb24")
+                frame.pts = start + n
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    wanted = data.draw(
+        st.lists(st.lists(st.integers(0, 149), min_size=1, max_size=6).map(sorted), min_size=1, max_size=3)
+    )
+    got, _ = read(path, [[(n + data.draw(st.floats(0.05, 0.95))) / 25 for n in clip] for clip in wanted])
+    assert {key: number(pixels) for key, pixels in got.items()} == {
+        (c, i): n for c, clip in enumerate(wanted) for i, n in enumerate(clip)
+    }
 
 
 def test_frames_of_uneven_length_are_found_by_their_stamps(tmp_path: Path) -> None:

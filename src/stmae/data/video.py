@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -34,6 +35,7 @@ _DURATION_STATED = {"mov", "matroska", "avi", "flv", "asf"}
 # Containers with an index of key frames and a presentation time for each frame.
 _SEEKABLE = {"mov", "matroska"}
 
+_UNIT = Fraction(1, 90_000)  # of time stamps, where a damaged file states none
 _INTRA = av.video.frame.PictureType.I
 
 Choose = Callable[[int, float], Sequence[float] | np.ndarray]
@@ -89,6 +91,9 @@ def read_clips(path: str | Path, clips: int, choose: Choose, take: Take) -> Read
             video's duration. It is asked again, with a smaller duration, if the clip reaches beyond the true end.
         take: is given every frame: number of the clip, position in it, pixels uint8 (H, W, 3), valid during the call
             only. Positions come in order; all of a clip's may come a second time, and then replace the first ones.
+
+    A clip's frames follow from the file and its own times alone. (In a damaged file not quite: the video ends with the
+    first damaged packet that had to be decoded, and other clips of the same pass may need that packet.)
 
     Raises:
         DecodeError: not one picture can be decoded.
@@ -161,16 +166,17 @@ class _Video:
         try:
             self._stream = _video_stream(self._container, path)
             self._decoder = self._stream.codec_context
-            self._unit = float(self._stream.time_base or 0)  # seconds
+            self._unit = float(self._stream.time_base or _UNIT)  # of stamps, in seconds
             self._step = 1 / float(self._stream.average_rate or self._stream.guessed_rate or 30)
             self._format = self._container.format.name.split(",")[0]
             self._trusted = self._format in _SEEKABLE  # the packets' presentation times are the frames'
             self._seeking = seeking and self._trusted
             self._packets: Iterator[av.Packet] = self._container.demux(self._stream)
             self._ahead: deque[av.Packet] = deque()  # read, not yet decoded
-            self._ahead_times: list[float] = []  # sorted presentation times of these and of a few before them
+            self._ahead_stamps: list[int] = []  # sorted presentation times of these and of a few before them
+            self._read_error: _Damaged | None = None  # met beyond the packets in `_ahead`
             self._frames: deque[av.VideoFrame] = deque()  # decoded, not yet handed out
-            self._fed = 0.0  # time up to which packets went into the decoder
+            self._fed = 0  # stamp of decoding of the last packet that went into the decoder
             self._last = -math.inf  # time of the newest frame
             self._floor = -math.inf  # frames before this time are not whole
             self._zero = 0  # the first frame's stamp, in units of the stream's time base
@@ -269,8 +275,9 @@ class _Video:
             if not self._ahead:
                 return None
             packet = self._ahead.popleft()
-            if packet.dts is not None:
-                self._fed = self._seconds(packet.dts)
+            if not packet.size and (packet.pts is not None or packet.dts is not None):
+                continue  # a gap in the stream; the empty packet at its end has no stamps
+            self._fed = packet.dts if packet.dts is not None else self._fed
             needed = self._needed(packet)
             if not needed and self._decoder.codec.intra_only:
                 continue
@@ -290,55 +297,62 @@ class _Video:
             self._decoder.skip_frame = which
 
     def _read_ahead(self) -> None:
-        while len(self._ahead) < (LOOK_AHEAD if self._trusted else 1):
+        while self._read_error is None and len(self._ahead) < (LOOK_AHEAD if self._trusted else 1):
             try:
                 packet = next(self._packets, None)
             except Exception as error:
-                if self._ahead:
-                    return  # met again when these are decoded
-                raise _Damaged(_in_words(error)) from error
+                self._read_error = _Damaged(_in_words(error))
+                break
             if packet is None:
-                return
+                break
             self._ahead.append(packet)
             if packet.pts is not None:
-                insort(self._ahead_times, self._seconds(packet.pts))
-                del self._ahead_times[: -4 * LOOK_AHEAD]
+                insort(self._ahead_stamps, packet.pts)
+                del self._ahead_stamps[: -4 * LOOK_AHEAD]
+        if self._read_error is not None and not self._ahead:
+            raise self._read_error
 
     def _needed(self, packet: av.Packet) -> bool:
         """Whether a wanted time may fall to the packet's own frame, by the presentation times read so far."""
         if not self._trusted or not self.wanted or packet.pts is None or not packet.size:
             return True
-        time = self._seconds(packet.pts)
-        later = bisect_right(self._ahead_times, time)
+        later = bisect_right(self._ahead_stamps, packet.pts)
         # At the end of the file the last frame stays: its end is the end of the video.
-        if later == len(self._ahead_times):
+        if later == len(self._ahead_stamps):
             return True
-        return bisect_left(self.wanted, time) < bisect_left(self.wanted, self._ahead_times[later])
+        begin, end = self._seconds(packet.pts), self._seconds(self._ahead_stamps[later])
+        return bisect_left(self.wanted, begin) < bisect_left(self.wanted, end)
 
     def _seek(self, goal: float) -> bool:
         """Goes to the last key frame not after `goal`, if that saves decoding."""
-        index, fed = self._stream.index_entries, self._fed
-        stamp = self._zero + math.floor(goal / self._unit)
-        place = index.search_timestamp(stamp)
-        if place < 0 or self._seconds(index[place].timestamp) < fed + SEEK_GAIN:
-            return False
-        # The frame for `goal` may be shown before the key frame found and refer to the one before that.
-        for target in (stamp, index[place].timestamp - 1):
-            try:
-                self._container.seek(target, stream=self._stream)
-                self._packets = self._container.demux(self._stream)
-                self._frames.clear()
-                self._ahead.clear()
-                self._ahead_times.clear()
-                self._read_ahead()
-            except Exception as error:
-                raise _SeekFailed from error
-            key = self._ahead[0] if self._ahead else None
-            if key is not None and key.is_keyframe and key.pts is not None and self._seconds(key.pts) <= goal:
-                self._floor, self._last = self._seconds(key.pts), -math.inf
-                self._seeking = self._floor > fed  # else the index misleads: go on from here, but seek no more
+        try:
+            index = self._stream.index_entries
+            stamp = self._zero + math.floor(goal / self._unit)
+            place = index.search_timestamp(stamp)
+            if place < 0 or index[place].timestamp < self._fed + SEEK_GAIN / self._unit:
+                return False
+            # The frame for `goal` may be shown before the key frame found and refer to the one before that.
+            if self._land(stamp, goal) or self._land(index[place].timestamp - 1, goal):
                 return True
+        except Exception as error:
+            raise _SeekFailed from error
         raise _SeekFailed
+
+    def _land(self, target: int, goal: float) -> bool:
+        """Seeks; returns whether the next packet is a key frame from which the frame for `goal` can be decoded."""
+        self._container.seek(target, stream=self._stream)
+        self._packets = self._container.demux(self._stream)
+        self._frames.clear()
+        self._ahead.clear()
+        self._ahead_stamps.clear()
+        self._read_ahead()
+        key = self._ahead[0] if self._ahead else None
+        if key is None or not key.is_keyframe or key.pts is None or self._seconds(key.pts) > goal:
+            return False
+        self._floor, self._last = self._seconds(key.pts), -math.inf
+        # An index that leads backwards misleads: go on from here, which is right all the same, but seek no more.
+        self._seeking = (key.pts if key.dts is None else key.dts) > self._fed
+        return True
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
@@ -375,7 +389,7 @@ def _scanned_duration(path: str | Path) -> float:
     with _open(path) as container:
         stream = _video_stream(container, path)
         step = 1 / float(stream.average_rate or stream.guessed_rate or 30)
-        unit = float(stream.time_base or 0)
+        unit = float(stream.time_base or _UNIT)
         count, begin, end = 0, math.inf, -math.inf
         try:
             for packet in container.demux(stream):
