@@ -180,6 +180,7 @@ def stream_views(index: Index, places: Places, *, image_size: tuple[int, int], t
     The next videos are decoded in threads meanwhile: FFmpeg and the resizing work outside Python's lock. Each thread
     is at most two clips ahead.
     """
+    threads = max(1, threads)
     stop = threading.Event()
     waiting: deque[queue.Queue[View | End | BaseException]] = deque()
 
@@ -203,13 +204,13 @@ def stream_views(index: Index, places: Places, *, image_size: tuple[int, int], t
         except _Stopped:
             pass
 
-    with ThreadPoolExecutor(max(1, threads), "decode") as pool:
+    with ThreadPoolExecutor(threads, "decode") as pool:
         try:
-            for item in range(len(index) + pool._max_workers):
+            for item in range(len(index) + threads):
                 if item < len(index):
                     waiting.append(queue.Queue(maxsize=2))
                     pool.submit(work, item, waiting[-1])
-                if item >= pool._max_workers and waiting:
+                if item >= threads and waiting:
                     yield from _drain(waiting.popleft())
         finally:
             stop.set()
