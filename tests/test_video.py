@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stmae.data import video
+from stmae.data import container, video
 from stmae.data.clips import clip_key, clip_times
 from stmae.data.synthetic import write_video
 from stmae.data.video import DecodeError, Reading, read_clips
@@ -328,7 +328,7 @@ def test_metadata_and_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_giant_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = numbered(tmp_path / "v.mp4", 3)
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 32 - 1)
+    monkeypatch.setattr(container, "MAX_PIXELS", 64 * 32 - 1)
     with pytest.raises(DecodeError):
         read_random(path)
 

@@ -11,21 +11,27 @@ Time 0 is the first frame. The frame for time t is the last one whose time stamp
 from __future__ import annotations
 
 import math
-import os
-import stat
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
+from stmae.data.container import (
+    UNIT,
+    DecodeError,
+    in_words,
+    open_video,
+    quarter_turns,
+    reasons,
+    scanned_duration,
+    video_stream,
+)
+
 TOLERANCE = 1e-6  # seconds: a time this close before a frame's stamp means that frame
-MAX_PIXELS = 2**26  # of one frame; 8192 x 8192. Damaged headers ask for more than any memory.
 MAX_BARREN_PACKETS = 1000  # in a row that give no picture
 LOOK_AHEAD = 24  # packets read before one is decoded: more than any codec reorders
 SEEK_GAIN = 0.25  # seconds that a seek must save
@@ -35,27 +41,10 @@ _DURATION_STATED = {"mov", "matroska", "avi", "flv", "asf"}
 # Containers with an index of key frames and a presentation time for each frame.
 _SEEKABLE = {"mov", "matroska"}
 
-_UNIT = Fraction(1, 90_000)  # of time stamps, where a damaged file states none
 _INTRA = av.video.frame.PictureType.I
 
 Choose = Callable[[int, float], Sequence[float] | np.ndarray]
 Take = Callable[[int, int, np.ndarray], None]
-
-
-class DecodeError(Exception):
-    """No picture can be had from a file.
-
-    Attributes:
-        path: of the file.
-        reason: why, in words.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        self.path, self.reason = str(path), reason
-        super().__init__(self.path, reason)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class _Damaged(Exception):
@@ -106,7 +95,7 @@ def read_clips(path: str | Path, clips: int, choose: Choose, take: Take) -> Read
 
 def _read_clips(path: str | Path, clips: int, choose: Choose, take: Take, seeking: bool) -> Reading:
     with _Video(path, seeking) as video:
-        reading = Reading(video.stated_duration or _scanned_duration(path), [False] * clips)
+        reading = Reading(video.stated_duration or scanned_duration(path), [False] * clips)
         times = {clip: choose(clip, reading.duration) for clip in range(clips)}
         end = _deliver(video, times, take, reading)
     # Only clips that reached beyond the end get new times: what a clip shows must not depend on its neighbours.
@@ -162,11 +151,11 @@ class _Video:
     def __init__(self, path: str | Path, seeking: bool) -> None:
         self.path = path
         self.wanted: list[float] = []
-        self._container = _open(path)
+        self._container = open_video(path)
         try:
-            self._stream = _video_stream(self._container, path)
+            self._stream = video_stream(self._container, path)
             self._decoder = self._stream.codec_context
-            self._unit = float(self._stream.time_base or _UNIT)  # of stamps, in seconds
+            self._unit = float(self._stream.time_base or UNIT)  # of stamps, in seconds
             self._step = 1 / float(self._stream.average_rate or self._stream.guessed_rate or 30)
             self._format = self._container.format.name.split(",")[0]
             self._trusted = self._format in _SEEKABLE  # the packets' presentation times are the frames'
@@ -183,7 +172,7 @@ class _Video:
             first = self._first_frame()
             self._zero = self._stamp(first) or 0
             self._last = 0.0
-            self._size, self._turns = (first.height, first.width), _quarter_turns(first)
+            self._size, self._turns = (first.height, first.width), quarter_turns(first)
             self.first = (0.0, first)
             self.stated_duration = self._stated_duration()
         except BaseException:
@@ -230,7 +219,7 @@ class _Video:
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 (H, W, 3), upright, in the size of the first frame."""
         height, width = self._size
-        with _reasons(self.path, "cannot be converted to RGB"):
+        with reasons(self.path, "cannot be converted to RGB"):
             array = frame.to_ndarray(format="rgb24", height=height, width=width, threads=1)
         return np.ascontiguousarray(np.rot90(array, self._turns)) if self._turns else array
 
@@ -286,7 +275,7 @@ class _Video:
             try:
                 self._frames.extend(self._decoder.decode(packet if packet.size else None))
             except Exception as error:
-                raise _Damaged(_in_words(error)) from error
+                raise _Damaged(in_words(error)) from error
             barren += needed
             if barren > MAX_BARREN_PACKETS:
                 raise _Damaged(f"{MAX_BARREN_PACKETS} packets without a picture")
@@ -301,7 +290,7 @@ class _Video:
             try:
                 packet = next(self._packets, None)
             except Exception as error:
-                self._read_error = _Damaged(_in_words(error))
+                self._read_error = _Damaged(in_words(error))
                 break
             if packet is None:
                 break
@@ -353,73 +342,3 @@ class _Video:
         # An index that leads backwards misleads: go on from here, which is right all the same, but seek no more.
         self._seeking = (key.pts if key.dts is None else key.dts) > self._fed
         return True
-
-
-def _open(path: str | Path) -> av.container.InputContainer:
-    with _reasons(path, "cannot be opened"):
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise DecodeError(path, "is not a file")  # opening a pipe would wait for ever
-        if not found.st_size:
-            raise DecodeError(path, "the file is empty")
-        # Play lists and the like, whatever they are named, must not reach out to the network.
-        options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-        return av.open(str(path), metadata_errors="replace", options=options)
-
-
-def _video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
-    cover = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise DecodeError(path, f"holds no video stream, only {kinds}")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise DecodeError(path, "no decoder knows its codec")
-    with _reasons(path, "cannot be decoded"):
-        # Loaders run one worker per core: more threads here would only get in each other's way.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "NONE"
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    return stream
-
-
-def _scanned_duration(path: str | Path) -> float:
-    """The video's duration in seconds by reading all packets without decoding them."""
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        step = 1 / float(stream.average_rate or stream.guessed_rate or 30)
-        unit = float(stream.time_base or _UNIT)
-        count, begin, end = 0, math.inf, -math.inf
-        try:
-            for packet in container.demux(stream):
-                count += packet.size > 0
-                if packet.pts is not None:
-                    begin = min(begin, packet.pts * unit)
-                    end = max(end, packet.pts * unit + (packet.duration * unit if packet.duration else step))
-        except Exception:
-            pass  # the part before the damage counts
-    return max(end - begin, step) if count and end > begin else max(count, 1) * step
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """How many quarter turns counterclockwise show the frame upright."""
-    degrees = frame.rotation
-    return round(degrees / 90) % 4 if abs(degrees) <= 360 else 0  # damaged matrices give -2147483648
-
-
-@contextmanager
-def _reasons(path: str | Path, problem: str) -> Iterator[None]:
-    """Turns whatever the decoding library raises into a `DecodeError`."""
-    try:
-        yield
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise DecodeError(path, f"{problem}: {_in_words(error)}") from error
-
-
-def _in_words(error: Exception) -> str:
-    """The reason without numbers and paths."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip() or type(error).__name__
