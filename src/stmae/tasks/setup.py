@@ -51,9 +51,10 @@ class Setup:
             UserError: the device is missing, there are no videos, options do not go together.
         """
         device = build.pick_device(options.device)
+        asked = set(options.given)  # by the caller: what a preset or an earlier run says is no request
         source, held_out, changed = open_source(options)
         options, why = settle(options, device, len(source))
-        channels, (frames, *size) = clip_shape(options, source)
+        channels, (frames, *size) = clip_shape(options, source, asked)
         config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
         plan = build.Plan.of(
             epochs=options.epochs,
@@ -174,25 +175,24 @@ def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple
     return replace(options, precision=precision), why
 
 
-def clip_shape(options: PretrainOptions, source: Source) -> tuple[int, tuple[int, int, int]]:
+def clip_shape(options: PretrainOptions, source: Source, asked: set[str]) -> tuple[int, tuple[int, int, int]]:
     """Channels, and (frames, height, width) of the clips: a tensor source brings its own.
 
     Raises:
         UserError: a size that was asked for and that the tensors do not have.
     """
-    asked = (options.frames, options.image_size, options.image_size)
+    wanted = (options.frames, options.image_size, options.image_size)
     if isinstance(source, Index):
-        return 3, asked
-    channels, *rest = source.shape
-    shape = (rest[0], rest[1], rest[2])
-    differs = [name for name, k in (("frames", 0), ("image_size", 1)) if name in options.given and asked[k] != shape[k]]
-    if differs:
+        return 3, wanted
+    channels, *shape = source.shape
+    differs = [name for name, place in (("frames", 0), ("image_size", 1)) if wanted[place] != shape[place]]
+    named = " and ".join(name for name in differs if name in asked)
+    if named:
         raise UserError(
-            f"the clips are {shape[0]}x{shape[1]}x{shape[2]} (frames x height x width), not as {' and '.join(differs)}"
-            " say.",
-            f"Leave {' and '.join(differs)} out: tensors are used as they are.",
+            f"the clips are {shape[0]}x{shape[1]}x{shape[2]} (frames x height x width), not as {named} says.",
+            f"Leave {named} out: tensors are used as they are.",
         )
-    return channels, shape
+    return channels, (shape[0], shape[1], shape[2])
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,226 @@
+"""`stmae pretrain` as a whole: what it writes, that it goes on exactly, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stmae
+from stmae.errors import UserError
+
+# Small enough for seconds, large enough for operations to be split over threads.
+SMALL: dict[str, Any] = {
+    "model": "vit_tiny",
+    "frames": 8,
+    "image_size": 32,
+    "patch": (2, 8, 8),
+    "target": "pixels",
+    "position_values": "learned_from_sincos",
+    "decoder_width": 64,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+    "epochs": 12,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "clip_grad": 1.0,
+    "workers": 0,
+    "precision": "fp32",
+    "log_every": 2,
+    "evaluate_every": 4,
+    "save_every": 3,
+    "holdout": 0.2,
+}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the sample videos."""
+    return stmae.pretrain(videos, out=tmp_path_factory.mktemp("runs") / "first", **SMALL)
+
+
+def test_a_run_writes_what_the_readme_shows(run: Path) -> None:
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.yaml", "index.csv", "log.txt", "metrics.jsonl", "tensorboard", "reconstructions", "checkpoints",
+        "encoder.safetensors",
+    }  # fmt: skip
+    assert len(list((run / "checkpoints").glob("step-*"))) == 2  # --keep's default
+    assert (run / "reconstructions" / "step-000000.png").stat().st_size > 1000
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_the_loss_falls_and_is_logged_every_interval(run: Path) -> None:
+    losses = {line["step"]: line["loss"] for line in metrics(run) if "loss" in line}
+    held_out = [line["held_out_loss"] for line in metrics(run) if "held_out_loss" in line]
+    assert list(losses) == [*range(2, max(losses), 2), max(losses)] or list(losses) == list(
+        range(2, max(losses) + 1, 2)
+    )
+    assert losses[max(losses)] < 0.8 * losses[2]
+    assert len(held_out) >= 2
+
+
+def test_the_encoder_loads_and_is_the_checkpoints(run: Path) -> None:
+    encoder = stmae.load(run)
+    clip = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert encoder(clip).shape == (2, 192)
+        assert encoder(clip, features="grid").shape == (2, 4, 4, 4, 192)
+    newest = max((run / "checkpoints").glob("step-*"))
+    saved, exported = load_file(newest / "model.safetensors"), load_file(run / "encoder.safetensors")
+    assert saved.keys() == exported.keys()
+    assert all(torch.equal(saved[name], exported[name]) for name in saved)
+
+
+def test_config_reads_back(run: Path, videos: Path, tmp_path: Path) -> None:
+    again = stmae.pretrain(videos, out=tmp_path / "again", config=run / "config.yaml")
+    first, second = (load_file(path / "encoder.safetensors") for path in (run, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def start(videos: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
+    options = {**SMALL, "epochs": 40, "workers": 1}
+    words = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", *str(value).strip("()").split(", "))
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "stmae", "pretrain", str(videos), "--out", str(out), *words, *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_ended_goes_on_exactly(videos: Path, tmp_path: Path, signum: int) -> None:
+    whole = start(videos, tmp_path / "whole")
+    assert whole.wait(200) == 0, whole.stdout and whole.stdout.read()
+
+    broken = start(videos, tmp_path / "broken")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "broken" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    broken.send_signal(signum)
+    status = broken.wait(60)
+    assert status == (130 if signum == signal.SIGINT else -signal.SIGKILL)
+    done = max(int(path.name[5:]) for path in (tmp_path / "broken" / "checkpoints").glob("step-*"))
+
+    second = start(videos, tmp_path / "broken")
+    output, _ = second.communicate(timeout=200)
+    assert second.returncode == 0, output
+    assert f"going on from step {done} " in output
+
+    one, two = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    clock = ("clips_per_second", "data_wait", "memory", "eta", "mfu", "flops")
+    kept = [
+        [
+            {k: v for k, v in line.items() if not k.startswith(clock) and "second" not in k}
+            for line in metrics(tmp_path / name)
+        ]
+        for name in ("whole", "broken")
+    ]
+    names = ("step", "loss", "explained", "grad_norm", "lr", "held_out_loss")
+    assert [{k: line.get(k) for k in names} for line in kept[0]] == [
+        {k: line.get(k) for k in names} for line in kept[1]
+    ]
+
+
+def test_a_finished_run_does_nothing_more(run: Path, videos: Path) -> None:
+    before = (run / "encoder.safetensors").read_bytes()
+    assert stmae.pretrain(videos, out=run) == run  # its own options stand in its folder
+    assert (run / "encoder.safetensors").read_bytes() == before
+
+
+def test_another_model_in_the_same_folder_is_refused(run: Path, videos: Path) -> None:
+    with pytest.raises(UserError, match=r"decoder_depth: 1 in the run, 2 now"):
+        stmae.pretrain(videos, out=run, **{**SMALL, "decoder_depth": 2})
+
+
+def test_new_and_missing_files_are_named_on_resume(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    out = stmae.pretrain(folder, out=tmp_path / "run", **{**SMALL, "epochs": 2})
+    index = (out / "index.csv").read_text()
+    shutil.copy(next(folder.iterdir()), folder / "zz-new.mp4")
+    capsys.readouterr()
+    stmae.pretrain(folder, out=out)
+    assert "1 new (zz-new.mp4)" in capsys.readouterr().out
+    assert (out / "index.csv").read_text() == index
+
+
+def test_unreadable_files_are_named_and_training_goes_on(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    (folder / "broken.mp4").write_bytes(b"not a video" * 100)
+    out = stmae.pretrain(folder, out=tmp_path / "run", **{**SMALL, "max_bad_share": 0.5, "holdout": 0.0})
+    lines = (out / "bad_files.csv").read_text().splitlines()
+    assert lines[0] == "path,reason,times_met"
+    assert lines[1].startswith("broken.mp4,")
+    assert any(line.get("bad_files") == 1 for line in metrics(out))
+
+
+def test_too_many_unreadable_files_stop_the_run(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes(b"not a video" * 100)
+    with pytest.raises(UserError, match=r"unreadable, more than max_bad_share 0\.1"):
+        stmae.pretrain(folder, out=tmp_path / "run", **{**SMALL, "holdout": 0.0})
+    assert (
+        "a.mp4" in (tmp_path / "run" / "bad_files.csv").read_text()
+        or "b.mp4" in (tmp_path / "run" / "bad_files.csv").read_text()
+    )
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float", "dataset"])
+def test_tensors_of_any_channels_train(tmp_path: Path, kind: str) -> None:
+    clips: Any = torch.randint(0, 256, (12, 4, 4, 16, 24), dtype=torch.uint8)
+    if kind == "float":
+        clips = clips / 128 - 1
+    if kind == "dataset":
+        clips = torch.utils.data.TensorDataset(clips, torch.arange(12))
+    options = {name: value for name, value in SMALL.items() if name not in ("frames", "image_size")}
+    out = stmae.pretrain(clips, out=tmp_path / "run", **{**options, "epochs": 4})
+    encoder = stmae.load(out)
+    assert encoder.config.clip.channels == 4
+    assert encoder(torch.zeros(1, 4, 4, 16, 24, dtype=torch.uint8), features="grid").shape == (1, 2, 2, 3, 192)
+
+
+def test_tensors_of_another_size_than_asked_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"4x16x24.*frames"):
+        stmae.pretrain(torch.zeros(3, 3, 4, 16, 24, dtype=torch.uint8), out=tmp_path / "run", frames=8)
+
+
+def test_init_takes_weights_to_another_length_and_size(run: Path, videos: Path, tmp_path: Path) -> None:
+    changed = {**SMALL, "frames": 4, "image_size": 48, "epochs": 1, "lr": 1e-12}
+    out = stmae.pretrain(videos, out=tmp_path / "run", init=str(run), **changed)
+    old, new = load_file(run / "encoder.safetensors"), load_file(out / "encoder.safetensors")
+    assert torch.allclose(old["encoder.blocks.3.mlp.fc1.weight"], new["encoder.blocks.3.mlp.fc1.weight"], atol=1e-6)
+    assert torch.allclose(old["decoder.head.weight"], new["decoder.head.weight"], atol=1e-6)
+    assert new["encoder.positions.spatial"].shape == (36, 192)
+    with pytest.raises(UserError, match="does not fit"):
+        stmae.pretrain(videos, out=tmp_path / "other", init=str(run), **{**SMALL, "model": "vit_small"})
+
+
+def test_many_processes_are_refused(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes"):
+        stmae.pretrain(videos, out=tmp_path / "run", **SMALL)
