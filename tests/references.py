@@ -197,6 +197,16 @@ def autoencode(
     return {"latent": seen, "prediction": predicted[int(row is not None) :][hidden]}
 
 
+def encode_all(enc: dict[str, np.ndarray], patches: np.ndarray, config) -> np.ndarray:
+    """All normalised patches (N, P) of a clip through the blocks, without the last norm or the class token: (N, D)."""
+    tokens = patches @ enc["patch_embed.proj.weight"].T + enc["patch_embed.proj.bias"] + positions(enc)
+    if config.class_token:
+        tokens = np.concatenate([enc["class_token"] + enc["positions.class_position"], tokens])
+    for i in range(config.blocks.depth):
+        tokens = block(tokens, under(enc, f"blocks.{i}."), config.blocks.heads)
+    return tokens[int(config.class_token) :]
+
+
 def targets(clip: np.ndarray, config) -> np.ndarray:
     """Targets (B, N, P) of every token of normalised clips (B, C, T, H, W)."""
     pt, ph, pw = config.encoder.clip.patch

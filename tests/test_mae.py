@@ -76,6 +76,23 @@ def test_the_whole_model_is_the_slow_one(options):
     check_against_slow(model, random_clip(model.config))
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_features_and_classifier_are_the_slow_ones(class_token):
+    """The encoder's features are normed token by token; the classifier averages first, then norms (paper.md, 1.3)."""
+    base = tiny(class_token=class_token)
+    clip = normalised(random_clip(base.config), base.config)
+    model = Classifier(ClassifierConfig(encoder=base.config.encoder, classes=5)).double()
+    model.encoder.load_state_dict(base.encoder.state_dict())
+    enc = {name: value.numpy() for name, value in base.encoder.state_dict().items()}
+    head = model.head.weight.detach().numpy()
+    features, logits = base.encoder(torch.from_numpy(clip)).detach(), model(torch.from_numpy(clip)).detach()
+    for b, patches in enumerate(references.patchify(clip, (2, 8, 8))):
+        tokens = references.encode_all(enc, patches, base.config.encoder)
+        norm = enc["norm.weight"], enc["norm.bias"]
+        np.testing.assert_allclose(features[b], references.layer_norm(tokens, *norm).mean(axis=0), atol=1e-9)
+        np.testing.assert_allclose(logits[b], references.layer_norm(tokens.mean(axis=0), *norm) @ head.T, atol=1e-11)
+
+
 @given(
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)).filter(lambda grid: np.prod(grid) > 1),
     patch=st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(1, 4)),
