@@ -45,7 +45,7 @@ wheel-test: $(VENV)/.installed-dev
 		> "$$($(WHEEL_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
 	STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider $(WHEEL_TESTS)
 
-bench: $(VENV)/.installed  ## the speed of a training step on this machine
+bench: $(VENV)/.installed-dev  ## the speed of a training step on this machine
 	$(BIN)/python benchmarks/step.py
 
 clean:  ## remove builds and caches (not .venv, runs or the demo)

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+
+# Results that differ from run to run are a mistake: an operation without a deterministic way fails its test.
+torch.use_deterministic_algorithms(True)
 
 
 @pytest.fixture(scope="session")

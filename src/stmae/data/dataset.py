@@ -109,7 +109,7 @@ class _Clips(Dataset[Sample]):
         def take(clip: int, position: int, frame: np.ndarray) -> None:
             if clip not in boxes:  # all frames of a video come in one size
                 boxes[clip] = self._box(keys[clip], frame.shape[0], frame.shape[1])
-            pixels[clip, position] = _resized(frame, boxes[clip], height, width, self._flip(keys[clip]))
+            pixels[clip, position] = resized(frame, boxes[clip], height, width, self._flip(keys[clip]))
 
         reading = read_clips(index.path(item), len(keys), choose, take)
         bad = [BadFile(index.paths[item], reading.damage, item, used=True)] if reading.damage else []
@@ -251,7 +251,7 @@ class FixedClips(_Clips):
         return False
 
 
-def _resized(frame: np.ndarray, box: choice.Box, height: int, width: int, mirrored: bool) -> torch.Tensor:
+def resized(frame: np.ndarray, box: choice.Box, height: int, width: int, mirrored: bool) -> torch.Tensor:
     """The part `box` of a frame (H, W, 3) in another size, bilinear with antialiasing: uint8 (height, width, 3)."""
     part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
     image = torch.from_numpy(part).permute(2, 0, 1)[None]

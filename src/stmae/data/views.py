@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .clips import NOMINAL_FPS, ClipTimes, centre_box, times_at
-from .dataset import _resized as resized
+from .dataset import resized
 from .sources import Index
 from .video import DecodeError, read_clips
 

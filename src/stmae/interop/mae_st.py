@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,13 +29,17 @@ from ..model.config import (
 
 State = dict[str, Tensor]
 
+HEADS = {768: 12, 1024: 16, 1280: 16}  # by width: vit_base, vit_large, vit_huge
+DECODER_HEADS = {512: 16}  # what its code is run with
+
 
 def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) -> MaeConfig | ClassifierConfig:
     """The model that a state dict belongs to: from names and shapes, and from the reference's own options if given.
 
     Args:
         given: options by mae_st's names (``num_heads``, ``decoder_num_heads``, ``mask_ratio``, ``pred_t_dim``, ...).
-            Without them the published sizes' heads and the paper's ratio, 0.9, are taken.
+            Without them the named sizes' heads, mae_st's own 16 heads for its decoder of 512 and the paper's ratio,
+            0.9, are taken; the decoder's heads are warned of, because a wrong number gives nonsense in silence.
 
     Raises:
         UserError: names are missing, or heads cannot be told and are not given.
@@ -46,7 +51,7 @@ def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) ->
     clip = _clip(state, given, channels, (patch[0], patch[1], patch[2]), separable, class_token)
     encoder = EncoderConfig(
         clip=clip,
-        blocks=_blocks(state, "blocks", given.get("num_heads"), {768: 12, 1024: 16, 1280: 16}, width, given),
+        blocks=_blocks(state, "blocks", given.get("num_heads"), HEADS, width, given),
         positions="separable" if separable else "joint",
         class_token=class_token,
     )
@@ -57,9 +62,15 @@ def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) ->
             "the state dict has neither a decoder nor a classifier's head.", "Use a complete checkpoint of mae_st."
         )
     decoder_width, _ = _shape(state, "decoder_embed.weight", 2)
+    if "decoder_num_heads" not in given and decoder_width in DECODER_HEADS:
+        warnings.warn(
+            f"the decoder's heads are not in a checkpoint: taking mae_st's own {DECODER_HEADS[decoder_width]}. If it was "
+            'trained otherwise, give config={"decoder_num_heads": ...}.',
+            stacklevel=3,
+        )
     decoder_layout: PositionLayout = "separable" if "decoder_pos_embed_spatial" in state else "joint"
     decoder = DecoderConfig(
-        blocks=_blocks(state, "decoder_blocks", given.get("decoder_num_heads"), {512: 16}, decoder_width, given),
+        blocks=_blocks(state, "decoder_blocks", given.get("decoder_num_heads"), DECODER_HEADS, decoder_width, given),
         positions=decoder_layout,
         class_token="own" if class_token else "none",
     )

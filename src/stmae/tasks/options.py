@@ -220,7 +220,7 @@ class EmbedOptions(RunOptions):
     batch_size: int = 8
     """Clips per step."""
     workers: Annotated[int | None, default("from the machine's cores")] = None
-    """Processes that decode videos."""
+    """Threads that decode videos."""
 
 
 @dataclass(frozen=True, kw_only=True)

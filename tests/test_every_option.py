@@ -1,0 +1,151 @@
+"""No option is accepted and ignored: each, changed alone, changes what the run is made of or what it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stmae
+from stmae.engine.loop import Position
+from stmae.errors import UserError
+from stmae.tasks import pretrain as module
+from stmae.tasks.options import PretrainOptions
+
+BASE: dict[str, Any] = {
+    "model": "vit_tiny", "frames": 8, "image_size": 32, "patch": (2, 8, 8), "decoder_width": 64, "decoder_depth": 1,
+    "decoder_heads": 2, "target": "normalized_pixels", "epochs": 10, "batch_size": 8, "lr": 1e-3, "workers": 0,
+    "precision": "fp32",
+}  # fmt: skip
+
+CHANGES: dict[str, Any] = {
+    "seed": 1,
+    "precision": "bf16",
+    "frames": 4,
+    "stride": 2.0,
+    "image_size": 48,
+    "workers": 1,
+    "model": "vit_small",
+    "patch": (4, 8, 8),
+    "mask_ratio": 0.75,
+    "target": "pixels",
+    "predict_frames": "all",
+    "positions": "joint",
+    "position_values": "sincos",
+    "class_token": False,
+    "mask_tokens_in_encoder": True,
+    "decoder_width": 32,
+    "decoder_depth": 2,
+    "decoder_heads": 4,
+    "epochs": 20,
+    "warmup_epochs": 0,
+    "batch_size": 16,
+    "accumulate": 2,
+    "lr": 1e-4,
+    "weight_decay": 0.1,
+    "betas": (0.9, 0.999),
+    "clip_grad": None,
+    "repeats": 2,
+    "crop_area": (0.1, 0.2),
+    "crop_aspect": (1.0, 1.0),
+    "flip": False,
+    "holdout": 0.4,
+    "save_every": 7,
+    "keep": 5,
+    "log_every": 7,
+    "evaluate_every": 7,
+}
+# These have tests of their own: what they do is not a part of the run, or needs a run or a file to show it.
+ELSEWHERE = {
+    "videos", "out", "preset", "config", "init",  # below
+    "device",  # below: this machine may have a single one
+    "max_bad_share",  # test_pretrain.py: stops the run
+}  # fmt: skip
+
+
+class Made(Exception):
+    """Carries what the run was made of out of the call."""
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    parts = [f"{name}{tuple(t.shape)}".encode() + t.detach().numpy().tobytes() for name, t in sorted(tensors.items())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@pytest.fixture
+def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -> Iterator[Any]:
+    """A function of options: runs pretrain up to its loop, and says what the loop was given."""
+    caught: dict[str, Any] = {}
+
+    def loader(dataset: Any, **keywords: Any) -> Any:
+        made = real_loader(dataset, **{**keywords, "workers": 0})
+        caught["loader"] = made
+        caught["workers"] = keywords["workers"]
+        return made
+
+    def train(job: Any, batches: Any, optimizer: Any, schedule: Any, **keywords: Any) -> Position:
+        batch = next(batches)
+        with torch.autocast("cpu", keywords["autocast"] or torch.bfloat16, enabled=keywords["autocast"] is not None):
+            job.model.eval()
+            loss = job.step(batch).loss_sum if job.model.config.encoder.blocks.width <= 192 else None
+        caught.update(
+            weights=digest(job.model.state_dict()),
+            batch=digest({"clips": batch.clips.contiguous(), "keys": batch.keys}),
+            held_out=None if job.setup.held_out is None else job.setup.held_out.paths,
+            loss=None if loss is None else loss.item(),
+            groups=[{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
+            schedule=schedule,
+            keep=keywords["checkpoints"].keep,
+            rest={k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device")},
+        )
+        return Position()
+
+    real_loader = module.ClipLoader
+    monkeypatch.setattr(module, "ClipLoader", loader)
+    monkeypatch.setattr(module, "train", train)
+    runs = iter(range(1000))
+
+    def run(**options: Any) -> dict[str, Any]:
+        caught.clear()
+        stmae.pretrain(options.pop("videos", videos), out=tmp_path / f"run-{next(runs)}", **{**BASE, **options})
+        caught.pop("loader").close()
+        return dict(caught)
+
+    return run
+
+
+def test_every_option_is_here() -> None:
+    assert {field.name for field in dataclasses.fields(PretrainOptions)} == CHANGES.keys() | ELSEWHERE
+
+
+def test_options_change_the_run(fingerprint: Any) -> None:
+    base = fingerprint()
+    assert fingerprint() == base  # nothing else makes a difference
+    ignored = [name for name, value in CHANGES.items() if fingerprint(**{name: value}) == base]
+    assert not ignored
+
+
+def test_preset_config_and_init_change_the_run(fingerprint: Any, videos: Path, tmp_path: Path) -> None:
+    base = fingerprint()
+    (tmp_path / "options.yaml").write_text("weight_decay: 0.3\nlr: 1e-5\n")
+    from_file = fingerprint(config=tmp_path / "options.yaml")
+    assert from_file["groups"] != base["groups"]
+    assert from_file["schedule"] == base["schedule"]  # lr is given by keyword, which goes first
+    assert fingerprint(preset="paper") != fingerprint(preset="demo")
+
+
+def test_a_device_that_is_not_there_is_refused(videos: Path, tmp_path: Path) -> None:
+    missing = [
+        name
+        for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        if not there
+    ]
+    for name in missing:
+        with pytest.raises(UserError, match=f'device "{name}" is not available'):
+            stmae.pretrain(videos, out=tmp_path / "run", device=name)
+    assert missing or torch.cuda.is_available()
