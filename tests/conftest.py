@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 # Results that differ from run to run are a mistake: an operation without a deterministic way fails its test.
 torch.use_deterministic_algorithms(True)
 
