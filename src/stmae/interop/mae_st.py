@@ -64,7 +64,7 @@ def read_config(state: Mapping[str, Tensor], given: Mapping[str, Any] | None) ->
     decoder_width, _ = _shape(state, "decoder_embed.weight", 2)
     if "decoder_num_heads" not in given and decoder_width in DECODER_HEADS:
         warnings.warn(
-            f"a checkpoint does not hold the decoder's heads: taking mae_st's {DECODER_HEADS[decoder_width]}. If it was "
+            f"the file does not tell the decoder's heads: taking mae_st's {DECODER_HEADS[decoder_width]}. If it was "
             'trained otherwise, give config={"decoder_num_heads": ...}.',
             stacklevel=3,
         )
