@@ -46,7 +46,7 @@ def demo(options: DemoOptions) -> Path:
     if begun:
         pretrain(videos, out=out / "run")  # goes on, with the epochs it was begun with
     else:
-        pretrain(videos, out=out / "run", preset="demo", epochs=epochs)
+        pretrain(videos, out=out / "run", preset="demo", epochs=epochs, warmup_epochs=0.05 * epochs)
     training, held_out = load_index(out / "run" / "index.csv")
     made = reconstruct(
         held_out if len(held_out) else training, model=str(out / "run"), out=out / "pictures", mask_ratio=RATIOS
