@@ -36,7 +36,6 @@ def paper(facts: Facts) -> dict[str, Any]:
 
 def small(facts: Facts) -> dict[str, Any]:
     """A small model and small clips, for a CPU or a first look: minutes rather than days."""
-    epochs = max(50.0, 25_000 / facts.videos)
     # Short runs learn soonest in many small steps, from raw pixels, with positions that begin as sine-cosine and no
     # class token (docs/decisions.md has the numbers).
     return {
@@ -50,8 +49,7 @@ def small(facts: Facts) -> dict[str, Any]:
         "decoder_width": 192,
         "decoder_depth": 3,
         "decoder_heads": 3,
-        "epochs": epochs,
-        "warmup_epochs": 0.05 * epochs,
+        "epochs": max(50.0, 25_000 / facts.videos),
         "batch_size": 8,
         "repeats": 2,
         "lr": 1e-3,
