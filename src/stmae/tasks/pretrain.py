@@ -64,14 +64,14 @@ def _train(setup: Setup, run: RunFolder) -> None:
     options, config, plan, device = setup.options, setup.config, setup.plan, setup.device
     torch.manual_seed(options.seed)
     model = MaskedAutoencoder(config)
-    early = [setup.changed] if setup.changed else []  # what there is to say before the log is open
+    notes, warnings = [setup.changed], list[str]()  # what there is to say before the log is open
     extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
     model.to(device)
     optimizer = build_adamw(parameter_groups(model, options.weight_decay), plan.lr, betas=options.betas)
-    checkpoints = Checkpoints(run.checkpoints, model, optimizer, extras, keep=options.keep, warn=early.append)
+    checkpoints = Checkpoints(run.checkpoints, model, optimizer, extras, keep=options.keep, warn=warnings.append)
     start = checkpoints.resume()
     if options.init is not None and start.step == 0:
-        early.append(build.init_weights(model, options.init))
+        notes.append(build.init_weights(model, options.init))
     loader = ClipLoader(
         setup.training_clips(),
         batch_size=options.batch_size // options.accumulate,
@@ -83,10 +83,12 @@ def _train(setup: Setup, run: RunFolder) -> None:
     with open_log(run, step=start.step) as log:
         checkpoints.warn = log.warning
         setup.describe(log)
-        for text in early:
-            log.warning(text)
         if start.step:
-            log.message(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
+            notes.append(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
+        for text in filter(None, notes):
+            log.message(text)
+        for text in warnings:
+            log.warning(text)
         job = Pretraining(setup, model, run, extras, log)
         try:
             train(
