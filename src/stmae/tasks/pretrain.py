@@ -158,7 +158,9 @@ class Pretraining(Task):
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         """The same clips at every interval: original, masked, painted back."""
-        clips, keys = (part[:PICTURE_CLIPS] for part in self._fixed_clips())
+        every, all_keys = self._fixed_clips()
+        spread = torch.linspace(0, len(every) - 1, min(PICTURE_CLIPS, len(every))).long()
+        clips, keys = every[spread], all_keys[spread]
         painting = paint(self.model, clips.to(self.device), self._forward(clips, keys))
         which = "training" if self.setup.held_out is None else "held-out"
         title = f"step {step}: {which} clips"
