@@ -148,3 +148,13 @@ def test_mistakes_are_told(run: Path, videos: Path, tmp_path: Path) -> None:
         (only_bad / f"{n}.avi").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"none of the 5 videos can be read: 0.avi: .*\(and 2 more\)"):
         stmae.reconstruct(only_bad, model=str(run), out=out)
+
+
+def test_a_run_stands_for_its_held_out_videos(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    write_videos(folder, count=4, seconds=(1.0, 1.2))
+    short = {"epochs": 1, "batch_size": 4, "repeats": 2, "workers": 0, "decoder_width": 32, "decoder_heads": 2}
+    run = stmae.pretrain(folder, out=tmp_path / "run", holdout=0.3, image_size=32, **short)
+    held_out = [line.split(",", 1)[1] for line in (run / "index.csv").read_text().splitlines() if line[:7] == "holdout"]
+    made = stmae.reconstruct(run, model=str(run), out=tmp_path / "out")
+    assert made.videos == held_out

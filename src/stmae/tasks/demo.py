@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stmae import presets
-from stmae.data.sources import load_index, scan
+from stmae.data.sources import scan
 from stmae.data.synthetic import write_videos
 from stmae.engine.log import Console, Log
 from stmae.engine.optim import build_adamw, parameter_groups
@@ -47,10 +47,8 @@ def demo(options: DemoOptions) -> Path:
         pretrain(videos, out=out / "run")  # goes on, with the epochs it was begun with
     else:
         pretrain(videos, out=out / "run", preset="demo", epochs=epochs, warmup_epochs=0.05 * epochs)
-    training, held_out = load_index(out / "run" / "index.csv")
-    made = reconstruct(
-        held_out if len(held_out) else training, model=str(out / "run"), out=out / "pictures", mask_ratio=RATIOS
-    )
+    run = str(out / "run")
+    made = reconstruct(run, model=run, out=out / "pictures", mask_ratio=RATIOS)
     _report(out, videos, made)
     return out
 
@@ -81,15 +79,19 @@ def epochs_for(minutes: float, videos: int, log: Log) -> float:
 
 
 def _report(out: Path, videos: Path, made: Reconstructions) -> None:
+    lines = {
+        videos: "the videos it learnt from, without labels",
+        out / "run" / "encoder.safetensors": "the video encoder",
+        out / "run" / "reconstructions": "the same held-out clips through training",
+        made.pictures[-1]: "one of the held-out clips painted back, beside others",
+    }
+    width = max(len(str(path)) for path in lines)
+    print("\nmade:")
+    for path, what in lines.items():
+        print(f"  {path!s:{width}}  {what}")
     print(
-        f"""
-made:
-  {videos}                the videos it learnt from, without labels
-  {out}/run/encoder.safetensors     the video encoder
-  {out}/run/reconstructions/        the same held-out clips through training
-  {out}/pictures/                   held-out clips painted back: gif, mp4, png (see {made.pictures[-1].name})
-try next:
+        f"""try next:
   stmae embed {videos} --model {out}/run --out {out}/features.parquet
-  stmae reconstruct {videos} --model {out}/run --out {out}/more --mask-ratio 0.9 0.98
+  stmae reconstruct {out}/run --model {out}/run --out {out}/more --mask-ratio 0.9 0.98
   stmae pretrain YOUR_VIDEOS/ --out runs/first"""
     )

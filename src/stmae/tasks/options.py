@@ -182,7 +182,7 @@ class ReconstructOptions(RunOptions):
     """
 
     videos: Positional[Source] = field(kw_only=False)
-    """A video, or a folder of them."""
+    """A video, a folder of them, or a run: its held-out videos."""
     model: str
     """Run folder or weights file."""
     out: AnyPath = Path("reconstructions")
@@ -208,7 +208,7 @@ class EmbedOptions(RunOptions):
     """
 
     videos: Positional[Source] = field(kw_only=False)
-    """Folder of videos, or one video."""
+    """Folder of videos, one video, or a run: its held-out videos."""
     model: str
     """Run folder or weights file."""
     out: AnyPath

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,10 +239,13 @@ def explained_variance(output: MaeOutput) -> Tensor:
 
 
 def farewell(run: RunFolder, options: PretrainOptions) -> str:
-    example = options.videos if build.is_path(options.videos) else "videos/"
-    return (
-        f"done: the encoder is {run.encoder}, the pictures are in {run.reconstructions}. Next:\n"
-        f"  stmae reconstruct {example} --model {run.path} --out {run.path}-pictures\n"
-        f"  stmae embed {example} --model {run.path} --out features.parquet\n"
-        f"  python -c 'import stmae; print(stmae.load(\"{run.path}\"))'"
-    )
+    """What was made, and the next commands, to be copied."""
+    folder = shlex.quote(str(run.path))
+    lines = [f"done: the encoder is {run.encoder}, the pictures are in {run.reconstructions}. Next:"]
+    if build.is_path(options.videos):
+        videos = shlex.quote(str(options.videos))
+        lines += [
+            f"  stmae reconstruct {folder} --model {folder} --out {folder}-pictures",
+            f"  stmae embed {videos} --model {folder} --out features.parquet",
+        ]
+    return "\n".join([*lines, f"  python -c 'import stmae; print(stmae.load(\"{run.path}\"))'"])

@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stmae.data.sources import Index, TensorSource, scan
+from stmae.data.sources import Index, TensorSource, load_index, scan
 from stmae.errors import UserError
 from stmae.model.config import ClipConfig
+from stmae.runs import RunFolder
 from stmae.tasks.build import is_path
 
 
 def open_videos(videos: Any, clip: ClipConfig) -> Index | TensorSource:
-    """A folder, a single video, an index of videos, or clips from Python.
+    """A folder, a video, a run's held-out videos (those it trained on, if it held none out), or clips from Python.
 
     Raises:
         UserError: nothing to read there, or a model whose clips have not the 3 channels of videos.
     """
-    if isinstance(videos, Index):
-        return videos
     if not is_path(videos):
         return TensorSource(videos)
     if clip.channels != 3:
@@ -28,6 +27,10 @@ def open_videos(videos: Any, clip: ClipConfig) -> Index | TensorSource:
             f"the model takes clips of {clip.channels} channels; video files have 3.", "Give the clips from Python."
         )
     path = Path(videos).expanduser().absolute()
+    run = RunFolder(path)
+    if run.exists and run.index.exists():
+        training, held_out = load_index(run.index)
+        return held_out if len(held_out) else training
     return scan(path) if path.is_dir() else Index(path.parent, (path.name,))
 
 
