@@ -37,6 +37,21 @@ def demo(options: DemoOptions) -> Path:
     """
     out = options.out.expanduser()
     videos = out / "videos" if options.data is None else options.data
+    threads = torch.get_num_threads()
+    # The steps of so small a model gain little from the last core, and wait for each other when others want it too:
+    # it is left to the process that decodes.
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        _train(videos, out, options)
+        run = str(out / "run")
+        made = reconstruct(run, model=run, out=out / "pictures", mask_ratio=RATIOS)
+    finally:
+        torch.set_num_threads(threads)
+    _report(out, videos, made)
+    return out
+
+
+def _train(videos: Path, out: Path, options: DemoOptions) -> None:
     with Log([Console()]) as log:
         if options.data is None and not (videos.is_dir() and len(list(videos.iterdir())) >= SAMPLE_VIDEOS):
             log.message(f"writing {SAMPLE_VIDEOS} sample videos to {videos}")
@@ -47,10 +62,6 @@ def demo(options: DemoOptions) -> Path:
         pretrain(videos, out=out / "run")  # goes on, with the epochs it was begun with
     else:
         pretrain(videos, out=out / "run", preset="demo", epochs=epochs, warmup_epochs=0.05 * epochs)
-    run = str(out / "run")
-    made = reconstruct(run, model=run, out=out / "pictures", mask_ratio=RATIOS)
-    _report(out, videos, made)
-    return out
 
 
 def epochs_for(minutes: float, videos: int, log: Log) -> float:
