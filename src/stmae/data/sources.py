@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stmae.errors import UserError
+
+if TYPE_CHECKING:  # scanning a folder, and saying what is wrong with it, must not wait for torch
+    import torch
 
 # Whatever holds moving pictures. Still images are left out: they have no motion to learn from.
 _ENDINGS = """
@@ -79,6 +80,8 @@ class TensorSource:
 
     def clip(self, item: int) -> torch.Tensor:
         """(C, T, H, W), as given."""
+        import torch
+
         entry = self._clips[item]
         clip = torch.as_tensor(entry[0] if isinstance(entry, (tuple, list)) else entry)
         cure = "Every clip must be a tensor (C, T, H, W) of one shape, uint8 or floating-point."
@@ -92,7 +95,9 @@ class TensorSource:
 
     def part(self, items: Sequence[int]) -> TensorSource:
         """A source of some of the clips."""
-        return TensorSource(torch.utils.data.Subset(self._clips, items))
+        from torch.utils.data import Subset
+
+        return TensorSource(Subset(self._clips, items))
 
 
 Source = Index | TensorSource
@@ -106,30 +111,46 @@ def scan(folder: str | Path) -> Index:
     Raises:
         UserError: the folder is missing, is a file, cannot be read, or holds no videos.
     """
+    root = _folder(folder)
+    paths = sorted(filter(_is_video, _files(root, "", ())), key=os.fsencode)
+    if not paths:
+        raise _no_videos(folder, root)
+    return Index(root, tuple(paths))
+
+
+def require_videos(folder: str | Path) -> None:
+    """Raises what `scan` would raise; stops at the first video, so it takes no time where there are many."""
+    root = _folder(folder)
+    if not any(map(_is_video, _files(root, "", ()))):
+        raise _no_videos(folder, root)
+
+
+def _is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower()[1:] in VIDEO_EXTENSIONS
+
+
+def _folder(folder: str | Path) -> Path:
     root = Path(folder).expanduser().absolute()
     if not root.exists():
         parent = next(parent for parent in root.parents if parent.exists())
         raise UserError(f"{folder} does not exist; {parent} does.", "Give the folder that holds your videos.")
     if not root.is_dir():
         raise UserError(f"{folder} is a file.", f"Give the folder that holds it: {root.parent}")
-    kinds: Counter[str] = Counter()
-    paths = []
-    for path in _files(root, "", ()):
-        ending = os.path.splitext(path)[1].lower()
-        kinds[ending] += 1
-        if ending[1:] in VIDEO_EXTENSIONS:
-            paths.append(path)
+    return root
+
+
+def _no_videos(folder: str | Path, root: Path) -> UserError:
+    """What there is in place of videos."""
+    kinds = Counter(os.path.splitext(path)[1].lower() for path in _files(root, "", ()))
     if not kinds:
-        raise UserError(f"{folder} is empty.", "Give the folder that holds your videos.")
-    if not paths:
-        total = sum(kinds.values())
-        met = ", ".join(f"{n} {ending or 'without ending'}" for ending, n in kinds.most_common(5))
-        more = ", ..." if len(kinds) > 5 else ""
-        raise UserError(
-            f"{folder} holds no videos, only {total} file{'s' * (total > 1)}: {met}{more}.",
-            "Videos are known by their endings, such as .mp4, .mkv, .webm, .avi or .mov.",
-        )
-    return Index(root, tuple(sorted(paths, key=os.fsencode)))
+        return UserError(f'the folder "{folder}" is empty.', "Give the folder that holds your videos.")
+    total = sum(kinds.values())
+    met = ", ".join(f"{n} {ending or 'without ending'}" for ending, n in kinds.most_common(5))
+    more = ", ..." if len(kinds) > 5 else ""
+    return UserError(
+        f"{folder} holds no videos, only {total} file{'s' * (total > 1)}: {met}{more}.",
+        "Videos are known by their endings, such as .mp4, .mkv, .webm, .avi or .mov.",
+    )
 
 
 def _files(root: Path, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stmae.errors import Problems, unknown
+from stmae.data.sources import require_videos
+from stmae.errors import Problems, UserError, unknown
 from stmae.presets import PRESETS
 from stmae.tasks.options import (
     DemoOptions,
@@ -241,11 +242,16 @@ def _is_path(videos: Any) -> bool:
 
 
 def _folder_of_videos(videos: Any, problems: Problems, name: str = "videos") -> None:
-    if _is_path(videos) and _exists(name, videos, "Give a folder of videos", problems):
-        parent = Path(videos).parent
-        problems.check(
-            Path(videos).is_dir(), f'{name} "{videos}" is a file.', f'Give a folder, such as its own, "{parent}".'
-        )
+    if not (_is_path(videos) and _exists(name, videos, "Give a folder of videos", problems)):
+        return
+    path = Path(videos).expanduser()
+    if not path.is_dir():
+        problems.add(f'{name} "{videos}" is a file.', f'Give a folder, such as its own, "{path.parent}".')
+        return
+    try:
+        require_videos(path)
+    except UserError as error:
+        problems.extend(error)
 
 
 def _videos(videos: Any, problems: Problems) -> None:
