@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
-OUT ?= demo
+OUT ?= demo$(if $(DATA),-own)
 WHEEL_ENV := build/wheel-env
 # What also runs against the installed wheel, where nothing but the wheel's own files can be found.
 WHEEL_TESTS := tests/test_packaging.py tests/test_cli.py tests/test_imports.py $(wildcard tests/test_readme.py)
@@ -19,7 +19,7 @@ WHEEL_TESTS := tests/test_packaging.py tests/test_cli.py tests/test_imports.py $
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## sample videos (or DATA=folder), a small model, pictures in OUT=demo
+demo: $(VENV)/.installed  ## sample videos (or DATA=folder), a small model, pictures in OUT=folder
 	$(BIN)/stmae demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 check: $(VENV)/.installed-dev lint  ## lint, types, import order and the quick tests

@@ -34,7 +34,6 @@ def test_a_slot_is_what_its_keys_say(videos: Path) -> None:
         assert sample.clips.shape == (2, 3, 4, 32, 48)
         assert sample.clips.dtype == torch.uint8
         assert sample.bad == []
-        assert sample.decode_seconds > 0
         assert not torch.equal(sample.clips[0], sample.clips[1])
         seen |= {*sample.keys.tolist()}
     assert len(seen) == 4 * n

@@ -18,6 +18,7 @@ from stmae.tasks import pretrain as module
 from stmae.tasks.options import PretrainOptions
 
 BASE: dict[str, Any] = {
+    "preset": "paper",  # so that no preset has a value already
     "model": "vit_tiny", "frames": 8, "image_size": 32, "patch": (2, 8, 8), "decoder_width": 64, "decoder_depth": 1,
     "decoder_heads": 2, "target": "normalized_pixels", "epochs": 10, "batch_size": 8, "lr": 1e-3, "workers": 0,
     "precision": "fp32",

@@ -49,6 +49,13 @@ def test_everything_goes_everywhere(tmp_path: Path, capsys: pytest.CaptureFixtur
     np.testing.assert_array_equal(saved, picture)
 
 
+def test_names_that_the_console_cannot_show_are_shown_as_bytes() -> None:
+    for encoding, shown in (("utf-8", b"a\\udce9 \xc3\xb6\n"), ("ascii", b"a\\udce9 \\xf6\n")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
+        Console(stream).message("a\udce9 \xf6")
+        assert stream.buffer.getvalue() == shown  # type: ignore[attr-defined]
+
+
 def test_pictures_are_checked() -> None:
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)):
         with pytest.raises(AssertionError, match="pictures are"):

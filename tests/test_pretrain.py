@@ -14,10 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import stmae
 from stmae.errors import UserError
+from stmae.presets import PRESETS
+from stmae.tasks.options import PretrainOptions
+from stmae.tasks.setup import Setup
+from stmae.tasks.task import bind
 
 # Small enough for seconds, large enough for operations to be split over threads.
 SMALL: dict[str, Any] = {
@@ -152,6 +157,58 @@ def test_another_model_in_the_same_folder_is_refused(run: Path, videos: Path) ->
         stmae.pretrain(videos, out=run, **{**SMALL, "decoder_depth": 2})
 
 
+def test_other_videos_in_the_same_folder_are_refused(run: Path, videos: Path, tmp_path: Path) -> None:
+    shutil.copy(next(videos.iterdir()), tmp_path / "other.mp4")
+    with pytest.raises(UserError, match=r"begun with other videos: none of its 6 is in .* choose another --out"):
+        stmae.pretrain(tmp_path, out=run)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"holdout": 0.5}, r"holdout: 0\.2 in the run, 0\.5 now"),
+        ({"init": "."}, r'init: null in the run, "\." now'),
+        ({"preset": "paper"}, r'begun with preset "auto", not "paper"'),
+    ],
+)
+def test_what_only_a_new_run_can_have_is_refused(run: Path, videos: Path, options: dict[str, Any], said: str) -> None:
+    config = (run / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=said):
+        stmae.pretrain(videos, out=run, **options)
+    assert (run / "config.yaml").read_bytes() == config
+
+
+def setup_of(videos: Any, **options: Any) -> Setup:
+    return Setup.of(bind(PretrainOptions, (videos,), options))
+
+
+def test_a_presets_holdout_parts_the_videos(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "small", lambda facts: {**SMALL, "holdout": 0.7})
+    assert setup_of(videos, out=tmp_path / "run", preset="small").kept_out >= 3
+
+
+def test_tensors_are_parted_as_the_run_was_begun(tmp_path: Path) -> None:
+    clips = torch.zeros(12, 3, 4, 16, 16, dtype=torch.uint8)
+    options = {name: value for name, value in SMALL.items() if name not in ("frames", "image_size")}
+    out = stmae.pretrain(clips, out=tmp_path / "run", **{**options, "epochs": 1, "holdout": 0.7})
+    begun = yaml.safe_load((out / "config.yaml").read_text())["derived"]
+    again = setup_of(clips, out=out, precision="auto")
+    assert again.options.precision == "fp32"  # the run's
+    assert (len(again.source), again.kept_out) == (begun["videos"], begun["held_out"])
+    assert again.kept_out > 3
+    with pytest.raises(UserError, match="begun with 12 clips, and 11 are given"):
+        setup_of(clips[1:], out=out)
+
+
+def test_memory_that_is_too_small_is_told(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr("stmae.tasks.pretrain.train", full)
+    with pytest.raises(UserError, match=r"too small for 8 clips at a time: .* 2 GiB\. Raise --accumulate above 1"):
+        stmae.pretrain(videos, out=tmp_path / "run", **SMALL)
+
+
 def test_new_and_missing_files_are_named_on_resume(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +232,7 @@ def test_unreadable_files_are_named_and_training_goes_on(videos: Path, tmp_path:
     assert lines[0] == "path,reason,times_met"
     assert lines[1].startswith("broken.mp4,")
     assert any(line.get("bad_files") == 1 for line in metrics(out))
+    assert all(len(line) > 2 for line in metrics(out))  # no evaluation, no line of it
 
 
 def test_too_many_unreadable_files_stop_the_run(videos: Path, tmp_path: Path) -> None:
@@ -216,6 +274,11 @@ def test_init_takes_weights_to_another_length_and_size(run: Path, videos: Path, 
     assert torch.allclose(old["encoder.blocks.3.mlp.fc1.weight"], new["encoder.blocks.3.mlp.fc1.weight"], atol=1e-6)
     assert torch.allclose(old["decoder.head.weight"], new["decoder.head.weight"], atol=1e-6)
     assert new["encoder.positions.spatial"].shape == (36, 192)
+    (tmp_path / "base").symlink_to(run)
+    options = {**SMALL, "epochs": 1, "init": str(tmp_path / "base")}
+    stmae.pretrain(videos, out=tmp_path / "second", **options)
+    (tmp_path / "base").unlink()
+    stmae.pretrain(videos, out=tmp_path / "second", **options)  # it has served
     with pytest.raises(UserError, match="does not fit"):
         stmae.pretrain(videos, out=tmp_path / "other", init=str(run), **{**SMALL, "model": "vit_small"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -83,7 +84,8 @@ def test_the_same_call_gives_the_same_pictures_and_another_seed_others(run: Path
 def test_models_of_all_targets(target: str, frames: str, videos: Path, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", small_model(target=target, predict_frames=frames))
     video = next((videos / "a").iterdir())
-    made = stmae.reconstruct(video, model=str(run), out=tmp_path / "out", statistics="true")
+    options: Any = {"statistics": "true"} if target == "normalized_pixels" else {}
+    made = stmae.reconstruct(video, model=str(run), out=tmp_path / "out", **options)
     assert list(made.scores) == [0.9]
     with Image.open(made.pictures[0]) as image:
         # "linspace" shows frames 0, 2, 4, 7 at one mean speed.
@@ -138,6 +140,13 @@ def test_mistakes_are_told(run: Path, videos: Path, tmp_path: Path) -> None:
         stmae.reconstruct(videos, model=str(run), out=out, mask_ratio=(0.5, 1.0))
     with pytest.raises(UserError, match=r"the video cannot be read: broken\.mp4"):
         stmae.reconstruct(videos / "b" / "broken.mp4", model=str(run), out=out)
+    pixels = small_model(target="pixels")
+    save_weights(tmp_path / "pixels.safetensors", pixels.state_dict(), {"model": as_dict(pixels.config)})
+    with pytest.raises(UserError, match="predicts pixels as they are"):
+        stmae.reconstruct(videos, model=str(tmp_path / "pixels.safetensors"), out=out, statistics="true")
+    save_weights(tmp_path / "empty.safetensors", {}, {"frames": 16})
+    with pytest.raises(UserError, match="describes no model"):
+        stmae.reconstruct(videos, model=str(tmp_path / "empty.safetensors"), out=out)
     encoder = small_model().encoder
     save_weights(tmp_path / "encoder.safetensors", encoder.state_dict(), {"model": as_dict(encoder.config)})
     with pytest.raises(UserError, match="holds no decoder"):

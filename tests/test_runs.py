@@ -181,6 +181,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
         ("", 'is not a list of "option: value" lines'),
         ("a: !!python/object/apply:os.getcwd []", "no valid YAML"),
         (b"a: \xff", "no valid YAML"),
+        ("? [a, b]\n: 1\n", "no valid YAML"),
         (None, "cannot be read"),
     ],
 )
@@ -240,9 +241,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, content: str
     file = tmp_path / content
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("frames: 16\n")
+    (tmp_path / ".draft.tmp").touch()
     with pytest.raises(UserError, match=r"not empty and holds no stmae run. Choose another folder"):
         RunFolder.open(tmp_path)
     assert file.read_text() == "frames: 16\n"
+    assert {path.name for path in tmp_path.iterdir()} == {file.relative_to(tmp_path).parts[0], ".draft.tmp"}
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
@@ -298,6 +301,10 @@ def test_bad_files_are_counted_over_resumes(tmp_path: Path) -> None:
     assert not again.add("a\udcff.mp4", "truncated")
     again.flush()
     assert path.read_bytes() == b'path,reason,times_met\na\xff.mp4,truncated,2\n"b, with comma.mp4",no video stream,2\n'
+    for changed in ("path;reason;times_met\na;b;1\n", "path,reason,times_met\na,b,often\n"):
+        path.write_text(changed)
+        with pytest.raises(UserError, match=r"columns path, reason and times_met\. Delete it"):
+            BadFiles(path)
 
 
 def test_the_header_is_json_in_the_file(tmp_path: Path) -> None:

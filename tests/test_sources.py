@@ -68,14 +68,6 @@ def test_scan_says_what_is_wrong(tmp_path: Path) -> None:
         scan(tmp_path / "lists")
 
 
-def test_digest_follows_the_paths_only(tmp_path: Path) -> None:
-    one = Index(tmp_path, ("a.mp4", "b.mp4"))
-    assert one.digest == Index(tmp_path / "elsewhere", ("a.mp4", "b.mp4")).digest
-    assert one.digest != Index(tmp_path, ("a.mp4", "c.mp4")).digest
-    assert one.digest != Index(tmp_path, ("a.mp4",)).digest
-    assert len(one.digest) == 16
-
-
 names = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1),
     min_size=1,

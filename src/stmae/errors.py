@@ -58,13 +58,13 @@ class Problems:
             raise whole
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """``Did you mean "x"?`` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f'Did you mean "{near[0]}"?' if near else ""
 
 
 def unknown(kind: str, word: object, known: Sequence[str]) -> UserError:
     """The error for a name that is not in a list: the nearest one, and the list."""
-    hint = did_you_mean(str(word), known)
+    hint = did_you_mean(word, known)
     return UserError(f'unknown {kind} "{word}".', f"{hint} Known: {', '.join(known)}.".strip())

@@ -54,9 +54,10 @@ class _Yaml(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'"{key.value}" stands here twice', key.start_mark)
-            seen.add(key.value)
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'"{name}" stands here twice', key.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -133,10 +134,13 @@ class RunFolder:
         other = "Choose another folder with --out."
         try:
             run.path.mkdir(parents=True, exist_ok=True)
+            ours = {entry.name for entry in vars(run).values() if isinstance(entry, Path)}
+            names = {entry.name for entry in run.path.iterdir() if not entry.name.startswith(".")}
+            foreign = not names <= ours or bool(step_folders(run.checkpoints))
+            if not run.exists and (foreign or run.config.exists()):
+                raise UserError(f'the output folder "{out}" is not empty and holds no stmae run.', other)
             run._take_lock()
-            for leftover in run.path.glob(
-                ".*.tmp"
-            ):  # of a process that was killed while it wrote; no other one is here
+            for leftover in run.path.glob(".*.tmp"):  # of a process killed while it wrote; no other one is here
                 leftover.unlink()
         except (FileExistsError, NotADirectoryError):
             raise UserError(f'the output folder "{out}" cannot be made: a file is in the way.', other) from None
@@ -144,12 +148,6 @@ class RunFolder:
             raise UserError(f'another process is at work in "{out}".', f"Wait for it, or end it. {other}") from None
         except OSError as error:
             raise UserError(f'the output folder "{out}" cannot be written: {error.strerror or error}.', other) from None
-        ours = {entry.name for entry in vars(run).values() if isinstance(entry, Path)}
-        names = {entry.name for entry in run.path.iterdir() if not entry.name.startswith(".")}
-        foreign = not names <= ours or bool(step_folders(run.checkpoints))
-        if not run.exists and (foreign or run.config.exists()):
-            run.close()
-            raise UserError(f'the output folder "{out}" is not empty and holds no stmae run.', other)
         return run
 
     @property
@@ -205,16 +203,26 @@ class RunFolder:
 
 
 class BadFiles:
-    """bad_files.csv: path, reason, times met; what an earlier part of the run found stays in it."""
+    """bad_files.csv: path, reason, times met; what an earlier part of the run found stays in it.
+
+    Raises:
+        UserError: the file that is there is none of ours, or was changed.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.found: dict[str, tuple[str, int]] = {}
         self._changed = False
         if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                for row in csv.DictReader(file):
-                    self.found[row["path"]] = (row["reason"], int(row["times_met"]))
+            try:
+                with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                    for row in csv.DictReader(file):
+                        self.found[row["path"]] = (row["reason"], int(row["times_met"]))
+            except (csv.Error, KeyError, ValueError, TypeError):
+                raise UserError(
+                    f'"{self.path}" does not have the columns path, reason and times_met.',
+                    "Delete it: the run writes it anew.",
+                ) from None
 
     def __len__(self) -> int:
         return len(self.found)

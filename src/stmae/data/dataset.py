@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +45,6 @@ class Sample:
         bad: the files that could not be read on the way.
         shrunk: how many clips had to take a smaller stride because the video is short.
         repeated: how many clips show a frame twice because the video has too few.
-        decode_seconds: time spent on all this.
     """
 
     clips: torch.Tensor
@@ -55,7 +53,6 @@ class Sample:
     bad: list[BadFile] = field(default_factory=list)
     shrunk: int = 0
     repeated: int = 0
-    decode_seconds: float = 0.0
 
 
 class _Clips(Dataset[Sample]):
@@ -82,12 +79,9 @@ class _Clips(Dataset[Sample]):
         Raises:
             DecodeError
         """
-        start = time.perf_counter()
-        made = (
-            self._take(item, keys) if isinstance(self.source, TensorSource) else self._decode(self.source, item, keys)
-        )
-        made.decode_seconds = time.perf_counter() - start
-        return made
+        if isinstance(self.source, TensorSource):
+            return self._take(item, keys)
+        return self._decode(self.source, item, keys)
 
     def _take(self, item: int, keys: list[int]) -> Sample:
         assert isinstance(self.source, TensorSource)

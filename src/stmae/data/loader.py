@@ -6,11 +6,13 @@ import contextlib
 import itertools
 import math
 import multiprocessing
+import signal
 import sys
 import time
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,7 +36,6 @@ class Batch:
         shrunk: how many clips had to take a smaller stride.
         repeated: how many clips show a frame twice.
         wait_seconds: how long the caller waited for this batch.
-        decode_seconds: time that workers spent on it, added up.
     """
 
     clips: torch.Tensor
@@ -44,7 +45,6 @@ class Batch:
     shrunk: int = 0
     repeated: int = 0
     wait_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
     def to(self, device: str | torch.device) -> Batch:
         """The batch with clips and keys on a device; copies from pinned memory do not make the host wait."""
@@ -110,12 +110,12 @@ class ClipLoader:
         """The batch at the cursor.
 
         Raises:
-            RuntimeError: a worker died.
-            UserError: too many files in a row cannot be read.
+            UserError: too many files in a row cannot be read, or a worker died.
         """
         start = time.perf_counter()
         if self._samples is None:
-            with _main_hidden() if isinstance(self._dataset.source, Index) else contextlib.nullcontext():
+            hidden = _main_hidden() if isinstance(self._dataset.source, Index) else contextlib.nullcontext()
+            with hidden, _ctrl_c_held_back() if self.workers else contextlib.nullcontext():
                 self._samples = iter(self._loader)
         batch = None
         for place in range(self._videos):
@@ -126,7 +126,6 @@ class ClipLoader:
             batch.bad += sample.bad
             batch.shrunk += sample.shrunk
             batch.repeated += sample.repeated
-            batch.decode_seconds += sample.decode_seconds
         assert batch is not None
         self.cursor = batch.cursor
         batch.wait_seconds = time.perf_counter() - start
@@ -157,9 +156,10 @@ class ClipLoader:
             self.close()
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
-            raise RuntimeError(
-                f"A worker process that decodes videos died ({error}). If memory ran out, use fewer workers, fewer "
-                'clips or smaller ones; if this is a script, its code must stand under `if __name__ == "__main__":`.'
+            raise UserError(
+                f"a worker process that decodes videos died ({error}).",
+                "If memory ran out, use fewer workers, fewer clips or smaller ones; if this is a script, its code must "
+                'stand under `if __name__ == "__main__":`.',
             ) from error
         if isinstance(sample, Exception):
             self.close()
@@ -210,6 +210,19 @@ def _main_hidden() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """While workers start: they inherit that SIGINT is blocked, so that Ctrl-C, which a terminal sends to all processes
+    of a command, reaches this one alone, which may need them for the step that it is in.
+    """
+    resource_tracker.ensure_running()  # unblocks SIGINT when it starts, in Python 3.11
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _forkserver() -> multiprocessing.context.BaseContext:

@@ -45,11 +45,6 @@ class Index:
         """Where an item lies."""
         return self.root / self.paths[item]
 
-    @property
-    def digest(self) -> str:
-        """16 hexadecimal digits that change with any path, whatever the root."""
-        return hashlib.sha256(b"\0".join(map(os.fsencode, self.paths))).hexdigest()[:16]
-
 
 class TensorSource:
     """Clips that are in memory, or come from a PyTorch dataset, and are used as they are.

@@ -109,10 +109,15 @@ class Console(Sink):
         self._job: Any = None
 
     def message(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.print(self._printable(text), soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True)
+        self._console.print(self._printable(f"warning: {text}"), style="yellow", soft_wrap=True)
+
+    def _printable(self, text: str) -> str:
+        """What the stream's encoding lacks (file names may be any bytes) as \\xe9."""
+        encoding = self._console.encoding
+        return text.encode(encoding, "backslashreplace").decode(encoding)
 
     def progress(self, step: int, total: int) -> None:
         if not self._console.is_terminal:

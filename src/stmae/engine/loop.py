@@ -45,7 +45,7 @@ from stmae.errors import UserError
 __all__ = ["Batch", "Meter", "StepResult", "Stopped", "Task", "peak_flops", "train", "update"]
 
 MAX_STREAK = 100  # updates skipped in a row after which a run is given up
-SMOKE_BATCHES = 2  # of evaluation before the first step
+SMOKE_CLIPS = 2  # of evaluation before the first step
 
 
 class Batch(Protocol):
@@ -65,7 +65,7 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, step: int, limit: int | None = None) -> Mapping[str, float]:
-        """Numbers by name over the held-out set, at most `limit` batches of it. Leaves the model in training mode."""
+        """Numbers by name over the held-out set, at most `limit` clips of it. Leaves the model in training mode."""
         return {}
 
     def pictures(self, step: int) -> Mapping[str, np.ndarray]:
@@ -208,8 +208,9 @@ def _due(done: int, every: int, steps: int) -> bool:
 def _smoke_test(task: Task, step: int, log: Log, evaluate_every: int, picture_every: int) -> None:
     """A broken evaluation or picture fails in the first minute, not after the first hours of training."""
     if evaluate_every:
-        values = task.evaluate(step, SMOKE_BATCHES)
-        log.message("evaluation tried on a few batches: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        values = task.evaluate(step, SMOKE_CLIPS)
+        if values:
+            log.message("evaluation tried on a few clips: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
     if picture_every and step == 0:
         _log_pictures(task, log, 0)
 
@@ -243,6 +244,8 @@ def _log_interval(task: Task, log: Log, meter: Meter, done: int, steps: int, lr:
 
 
 def _log_evaluation(log: Log, step: int, values: Mapping[str, float]) -> None:
+    if not values:
+        return
     log.metrics(step, values)
     log.message(f"step {step}  evaluation  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 

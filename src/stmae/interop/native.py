@@ -32,15 +32,6 @@ def load(where: str | Path) -> VideoViT:
     return model if isinstance(model, VideoViT) else model.encoder
 
 
-def load_autoencoder(where: str | Path) -> MaskedAutoencoder:
-    """The whole autoencoder of a run or weights file, in eval mode on the CPU.
-
-    Raises:
-        UserError: as `load`, or the file holds no decoder.
-    """
-    return with_decoder(load_model(where), where)
-
-
 def with_decoder(model: Model, where: str | Path) -> MaskedAutoencoder:
     """The model, which must be a whole autoencoder; `where` it came from is for the error.
 
@@ -60,6 +51,8 @@ def load_model(where: str | Path) -> Model:
 def load_with_extras(where: str | Path) -> tuple[Model, Mapping[str, Any]]:
     """The model, and what else the file's header says: under "clip" how the run sampled its clips."""
     tensors, stored = load_weights(find_weights(where))
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("model"), Mapping):
+        raise UserError(f'the header of "{where}" describes no model.', "Give a file that stmae has written.")
     config = from_dict(stored["model"])
     with torch.device("meta"):
         model: Model

@@ -37,7 +37,7 @@ def load_reference(
         UserError: an unreadable file, an unknown family, names that are missing, left over or of another shape.
     """
     source = _family(family)
-    content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint))
+    content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint).expanduser())
     state = _state_dict(content)
     parsed = source.read_config(state, config if config is not None else stored)
     ours = source.to_ours(state, parsed)

@@ -24,6 +24,7 @@ from stmae.tasks.options import (
     PretrainOptions,
     ReconstructOptions,
 )
+from stmae.weights import step_folders
 
 MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
 FEATURE_FILES = (".parquet", ".npz")
@@ -42,11 +43,12 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     _known("preset", options.preset, tuple(PRESETS), problems)
     _folder_of_videos(options.videos, problems)
     _writable("out", options.out, problems, folder=True)
-    if options.init is not None:
+    if options.init is not None and not step_folders(options.out / "checkpoints"):  # else it has served
         _exists("init", options.init, "Give a run's folder or a weights file", problems)
     _at_least(
         options, ("frames", "image_size", "repeats", "save_every", "keep", "log_every", "evaluate_every"), 1, problems
     )
+    _seed(options.seed, problems)
     _workers(options.workers, problems)
     _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
     check_model(options, options.frames, options.image_size, problems)
@@ -127,6 +129,7 @@ def check_reconstruct(options: ReconstructOptions, problems: Problems) -> None:
         _mask_ratio(ratio, problems)
     if options.start is not None:
         problems.check(options.start >= 0, f"start {options.start:g} is before the video.", "Choose 0 or more seconds.")
+    _seed(options.seed, problems)
     _at_least(options, ("clips",), 1, problems)
 
 
@@ -190,6 +193,10 @@ def _workers(workers: int | None, problems: Problems) -> None:
         f"workers {workers} is negative.",
         "Choose 0 (decode in the main process) or more, or leave it out.",
     )
+
+
+def _seed(seed: int, problems: Problems) -> None:
+    problems.check(0 <= seed < 2**63, f"seed {seed} is no 63-bit number.", "Choose one from 0 to 2^63 - 1.")
 
 
 def _mask_ratio(ratio: float, problems: Problems) -> None:
@@ -261,7 +268,7 @@ def _videos(videos: Any, problems: Problems) -> None:
 
 def _exists(name: str, value: str | os.PathLike[str], cure: str, problems: Problems) -> bool:
     """Whether the path exists; if not, the cure names the entry beside it that is spelt most like it."""
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if path.exists():
         return True
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

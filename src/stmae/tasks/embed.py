@@ -75,7 +75,7 @@ def embed(options: EmbedOptions) -> Path:
             "model": str(options.model), "stride": stride, "window": options.window, "views": options.views,
             "precision": precision,
         }  # fmt: skip
-        write(options.out.expanduser(), rows, about)
+        write(options.out, rows, about)
         width = len(rows.features[0])
         log.message(f"{len(rows.path)} rows of {width} features written to {options.out}")
     return options.out

@@ -64,8 +64,6 @@ class ClipOptions(Options):
 class RunOptions(Options):
     """Where and how a task runs."""
 
-    seed: int = 0
-    """Everything random follows from this number."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes an accelerator if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -147,6 +145,8 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """YAML file with options, such as another run's config.yaml; flags go before it."""
     init: Annotated[str | None, default("none: start from random weights")] = None
     """Run or file to take weights from (a new run; to go on with a run, repeat its command)."""
+    seed: int = 0
+    """Everything random follows from this number."""
     repeats: int = 4
     """Clips taken from a video each time it is opened (repeated sampling)."""
     crop_area: tuple[float, float] = (0.5, 1.0)
@@ -193,6 +193,8 @@ class ReconstructOptions(RunOptions):
     """For normalised targets: un-normalise with visible neighbours' statistics, or the hidden patch's own (a leak)."""
     start: Annotated[float | None, default("such that the clip is the middle of the video")] = None
     """Where the clip starts, in seconds."""
+    seed: int = 0
+    """Which tokens are hidden follows from this number."""
     clips: int = 8
     """From a folder, pictures of at most so many videos; scores are over all of these."""
 

@@ -32,8 +32,8 @@ from stmae.tasks.task import task
 
 # What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
 MAY_CHANGE = {
-    "videos", "out", "device", "workers", "holdout", "max_bad_share", "save_every", "keep", "log_every",
-    "evaluate_every", "init", "derived",
+    "videos", "out", "preset", "device", "workers", "accumulate", "max_bad_share", "save_every", "keep", "log_every",
+    "evaluate_every", "derived",
 }  # fmt: skip
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
 PICTURE_CLIPS = 4
@@ -77,7 +77,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
         setup.training_clips(),
         batch_size=options.batch_size // options.accumulate,
         cursor=start.cursor,
-        workers=build.default_workers(device, setup.source) if options.workers is None else options.workers,
+        workers=setup.workers,
         device=device.type,
     )
     autocast = AUTOCAST[options.precision]
@@ -114,6 +114,12 @@ def _train(setup: Setup, run: RunFolder) -> None:
                 flops_per_clip=build.training_flops(config),
                 peak_flops=peak_flops(device, autocast),
             )
+        except torch.OutOfMemoryError as error:
+            at_once = options.batch_size // options.accumulate
+            raise UserError(
+                f"the device's memory is too small for {at_once} clips at a time: {str(error).splitlines()[0]}",
+                f"Raise --accumulate above {options.accumulate}, or lower --batch-size.",
+            ) from None
         finally:
             loader.close()
             job.bad.flush()
@@ -184,9 +190,11 @@ class Pretraining(Task):
                 if len(found) == (PICTURE_CLIPS if self.setup.held_out is None else HELD_OUT_CLIPS):
                     break
             if not found:
+                kept = self.setup.held_out is not None
+                which = "videos kept out of training" if kept else "videos"
                 raise UserError(
-                    "none of the videos kept out of training can be read; bad_files.csv has the reasons.",
-                    "Mend or remove them, or choose --holdout 0.",
+                    f"none of the {which} can be read; {self.run.bad_files} has the reasons.",
+                    "Mend or remove them, or begin a new run with --holdout 0." if kept else "Mend or remove them.",
                 )
             self.fixed = torch.cat([s.clips for s in found]), torch.cat([s.keys for s in found])
         return self.fixed

@@ -72,7 +72,12 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
     precision, _ = build.pick_precision(options.precision, device)
     ratios = tuple(dict.fromkeys(options.mask_ratio)) or (autoencoder.config.mask_ratio,)
     found, made = Reconstructions(), dict[float, list[dict[str, Scores]]]()
-    folder = options.out.expanduser()
+    folder = options.out
+    if "statistics" in options.given and autoencoder.config.target == "pixels":
+        raise UserError(
+            f'"{options.model}" predicts pixels as they are, for which statistics has no meaning.',
+            "Leave it out.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with Log([Console()]) as log:
         count = min(options.clips, len(source))

@@ -52,8 +52,9 @@ class Setup:
         """
         device = build.pick_device(options.device)
         asked = set(options.given)  # by the caller: what a preset or an earlier run says is no request
-        source, held_out, changed = open_source(options)
-        options, why = settle(options, device, len(source))
+        found: Source = scan(options.videos) if build.is_path(options.videos) else TensorSource(options.videos)
+        options, why = settle(options, device, len(found))
+        source, held_out, changed = part(found, options)
         channels, (frames, *size) = clip_shape(options, source, asked)
         config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
         plan = build.Plan.of(
@@ -74,11 +75,16 @@ class Setup:
     def kept_out(self) -> int:
         return 0 if self.held_out is None else len(self.held_out)
 
+    @property
+    def workers(self) -> int:
+        """Processes that decode."""
+        asked = self.options.workers
+        return build.default_workers(self.device, self.source) if asked is None else asked
+
     def saved(self) -> dict[str, Any]:
         """What config.yaml holds: the options, and under "derived" what follows from them."""
         values = asdict(replace(self.options, videos=None))
-        for name in ("config", "preset"):  # what they brought stands in the values
-            del values[name]
+        del values["config"]  # what it brought stands in the values
         videos = self.options.videos
         values["videos"] = str(videos) if build.is_path(videos) else type(videos).__name__
         return values | {"derived": asdict(self.plan) | {"videos": len(self.source), "held_out": self.kept_out}}
@@ -100,6 +106,7 @@ class Setup:
             ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
             ("step", f"{options.batch_size} clips of {options.batch_size // options.repeats} videos"),
             ("steps", f"{self.plan.steps}, {self.plan.warmup_steps} of them warm-up"),
+            ("workers", str(self.workers)),
             ("peak lr", f"{self.plan.lr:.3g}"),
         ]
         log.table("derived", rows)
@@ -130,20 +137,32 @@ class Setup:
         )
 
 
-def open_source(options: PretrainOptions) -> tuple[Source, Source | None, str]:
+def part(found: Source, options: PretrainOptions) -> tuple[Source, Source | None, str]:
     """The training videos, those kept out, and a line on what changed since the run began.
 
     A run that is there keeps the index it was begun with.
+
+    Raises:
+        UserError: the run that is there was begun with other videos or clips.
     """
-    if not build.is_path(options.videos):
-        return *_split(TensorSource(options.videos), options.holdout), ""
-    found = scan(options.videos)
     run = RunFolder(options.out)
-    if not (run.exists and run.index.exists()):
+    other = "Give what it was begun with, or choose another --out for a new run."
+    if isinstance(found, TensorSource):
+        begun = read_config(run.config).get("derived", {}) if run.exists else {}
+        count = begun.get("videos", len(found)) + begun.get("held_out", 0)
+        if count != len(found):
+            raise UserError(f'the run in "{run.path}" was begun with {count} clips, and {len(found)} are given.', other)
+    if not (isinstance(found, Index) and run.exists and run.index.exists()):
         return *_split(found, options.holdout), ""
     training, kept_out = load_index(run.index, found.root)
-    changed = _changes(*index_changes((*training.paths, *kept_out.paths), found.paths))
-    return training, kept_out if len(kept_out) else None, changed
+    begun_with = (*training.paths, *kept_out.paths)
+    added, removed = index_changes(begun_with, found.paths)
+    if len(removed) == len(begun_with):
+        raise UserError(
+            f'the run in "{run.path}" was begun with other videos: none of its {len(removed)} is in "{found.root}".',
+            other,
+        )
+    return training, kept_out if len(kept_out) else None, _changes(added, removed)
 
 
 def _split(source: Source, holdout: float) -> tuple[Source, Source | None]:
@@ -167,7 +186,15 @@ def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple
     run = RunFolder(options.out)
     if run.exists:
         saved = {name: value for name, value in read_config(run.config).items() if name != "derived"}
-        options = bind(PretrainOptions, (), {**saved, **options.given})
+        if "preset" in options.given and options.preset != saved.get("preset", options.preset):
+            raise UserError(
+                f'the run in "{run.path}" was begun with preset "{saved["preset"]}", not "{options.preset}".',
+                "Leave it out to go on with the run, or choose another --out for a new run.",
+            )
+        given = dict(options.given)
+        if options.precision == "auto":  # measured when the run began; another measurement may come out otherwise
+            given.pop("precision", None)
+        options = bind(PretrainOptions, (), {**saved, **given})
     else:
         options = resolve(options, Facts(videos=videos, device=device.type))
     check(options)

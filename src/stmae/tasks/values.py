@@ -67,7 +67,9 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     assert hint in (str, Path), f"{name}: no rule for {hint}"
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{name} {shown(value)} is not {'text' if hint is str else 'a path'}.", "Put it in quotes.")
-    return hint(os.fspath(value)) if value != "" or hint is str else _empty(name)
+    if hint is str:
+        return os.fspath(value)
+    return Path(os.path.expanduser(value)) if value != "" else _empty(name)
 
 
 def _empty(name: str) -> None:
