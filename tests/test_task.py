@@ -248,7 +248,7 @@ def test_presets_give_options_that_work(videos: Path) -> None:
     ],
 )
 def test_values_that_cannot_work_are_refused_with_a_cure(videos: Path, wrong: dict, message: str, cure: str) -> None:
-    said = refused(videos=videos, out="x", **wrong)
+    said = refused(videos=videos, out="x", **{"preset": "paper", **wrong})
     assert len(said) == 1, said
     assert message in said[0]
     assert cure in said[0]
