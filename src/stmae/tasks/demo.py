@@ -24,7 +24,7 @@ from stmae.tasks.task import task
 
 SAMPLE_VIDEOS = 48
 RATIOS = (0.75, 0.9, 0.95)
-MARGIN = 0.8  # of the time: pictures and checkpoints want some too
+MARGIN = 0.95  # of the time: pictures and checkpoints want some too
 
 
 @task(DemoOptions)
