@@ -54,7 +54,7 @@ def test_the_commands_run_one_after_the_other(place: Path) -> None:
     assert (place / "features.parquet").stat().st_size > 0
     shown = re.search(r"```\nruns/first/\n(.*?)```", README, flags=re.DOTALL)
     assert shown is not None
-    names = re.findall(r"([\w.]+\.(?:yaml|csv|txt|jsonl|safetensors)|\w+/)", shown[1])
+    names = re.findall(r"([\w.]+\.(?:yaml|csv|txt|jsonl|safetensors)|[\w-]+/)", shown[1])
     for name in set(names) - {"bad_files.csv"} - {n for n in names if n.startswith("step")}:
         assert (place / "runs" / "first" / name).exists(), name
 

@@ -269,6 +269,13 @@ def test_places_that_are_not_there_or_not_free(videos: Path) -> None:
     assert f'Give a folder, such as its own, "{videos}".' in only
 
 
+def test_a_tilde_is_the_home_folder(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(videos.parent))
+    (videos.parent / "options.yaml").write_text("out: ~/runs/first\n")
+    options = bind(PretrainOptions, (f"~/{videos.name}",), {"config": "~/options.yaml"})
+    assert options.out == videos.parent / "runs" / "first"
+
+
 def test_sources_other_than_folders_are_left_to_the_loader() -> None:
     assert bind(PretrainOptions, (object(),), {"out": "x"}).videos is not None
 
