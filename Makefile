@@ -13,9 +13,6 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= demo$(if $(DATA),-own)
 WHEEL_ENV := build/wheel-env
-# What also runs against the installed wheel, where nothing but the wheel's own files can be found.
-WHEEL_TESTS := tests/test_packaging.py tests/test_cli.py tests/test_imports.py $(wildcard tests/test_readme.py)
-
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -25,8 +22,7 @@ demo: $(VENV)/.installed  ## sample videos (or DATA=folder), a small model, pict
 check: $(VENV)/.installed-dev lint  ## lint, types, import order and the quick tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test: $(VENV)/.installed-dev lint wheel-test  ## everything: check, the built wheel, the slow tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev lint wheel-test  ## everything: lint, types, import order, all tests on the built wheel
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,7 +39,7 @@ wheel-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pip --python $(WHEEL_ENV)/bin/python install -qq --no-deps build/dist/*.whl
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(WHEEL_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
-	STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider $(WHEEL_TESTS)
+	STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider
 
 bench: $(VENV)/.installed-dev  ## the speed of a training step on this machine
 	$(BIN)/python benchmarks/step.py

@@ -37,7 +37,7 @@ def paper(facts: Facts) -> dict[str, Any]:
 def small(facts: Facts) -> dict[str, Any]:
     """A small model and small clips, for a CPU or a first look: minutes rather than days."""
     # Short runs learn soonest in many small steps, from raw pixels, with positions that begin as sine-cosine and no
-    # class token (docs/decisions.md has the numbers).
+    # class token (docs/results/short-runs.md).
     return {
         "model": "vit_tiny",
         "frames": 8,
@@ -49,7 +49,7 @@ def small(facts: Facts) -> dict[str, Any]:
         "decoder_width": 192,
         "decoder_depth": 3,
         "decoder_heads": 3,
-        "epochs": max(50.0, 25_000 / facts.videos),
+        "epochs": max(1.0, 25_000 / facts.videos),
         "batch_size": 8,
         "repeats": 2,
         "lr": 1e-3,
