@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stmae import presets
-from stmae.data.sources import scan
+from stmae.data.sources import scan, split
 from stmae.data.synthetic import write_videos
 from stmae.engine.log import Console, Log
 from stmae.engine.optim import build_adamw, parameter_groups
@@ -57,18 +57,18 @@ def _train(videos: Path, out: Path, options: DemoOptions) -> None:
             log.message(f"writing {SAMPLE_VIDEOS} sample videos to {videos}")
             write_videos(videos, count=SAMPLE_VIDEOS)
         begun = RunFolder(out / "run").exists
-        epochs = 0.0 if begun else epochs_for(options.minutes, len(scan(videos)), log)
+        epochs = 0.0 if begun else epochs_for(options.minutes, videos, log)
     if begun:
         pretrain(videos, out=out / "run")  # goes on, with the epochs it was begun with
     else:
         pretrain(videos, out=out / "run", preset="demo", epochs=epochs, warmup_epochs=0.05 * epochs)
 
 
-def epochs_for(minutes: float, videos: int, log: Log) -> float:
+def epochs_for(minutes: float, videos: Path, log: Log) -> float:
     """How many epochs of the demo's preset this machine can train in so many minutes: a few steps are timed."""
-    options = dataclasses.replace(
-        PretrainOptions("", out=Path()), **presets.demo(presets.Facts(videos=videos, device="cpu"))
-    )
+    index = scan(videos)
+    preset = presets.demo(presets.Facts(videos=len(index), device="cpu"))
+    options = dataclasses.replace(PretrainOptions("", out=Path()), **preset)
     model = MaskedAutoencoder(
         build.model_config(options, frames=options.frames, image_size=options.image_size, channels=3)
     )
@@ -86,7 +86,7 @@ def epochs_for(minutes: float, videos: int, log: Log) -> float:
     step = min(seconds)
     steps = max(20, round(MARGIN * minutes * 60 / step))
     log.message(f"a step of {options.batch_size} clips takes {step:.2f} s here: {steps} steps in {minutes:g} minutes")
-    return steps * options.batch_size / max(1, videos)
+    return steps * options.batch_size / len(split(index, options.holdout)[0])
 
 
 def _report(out: Path, videos: Path, made: Reconstructions) -> None:

@@ -238,7 +238,7 @@ class DemoOptions(Options):
     """Folder of videos to use in place of the sample videos."""
     out: AnyPath = Path("demo")
     """Folder for the videos, the run and the pictures."""
-    minutes: float = 4.0
+    minutes: float = 4.5
     """How long the training part may take."""
 
 
