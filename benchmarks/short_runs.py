@@ -46,9 +46,9 @@ CELLS: dict[str, dict[str, Any]] = {
 def clips_of(videos: Path, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training clips with keys, and held-out clips with keys."""
     training, held_out = split(scan(videos), 0.1)
-    stream = VideoClips(training, **SIZE, stride=3.0, repeats=4, seed=0)
+    stream = VideoClips(training, **SIZE, stride=4.0, repeats=4, seed=0)
     samples = [stream[slot] for slot in range(-(-count // 4))]
-    judged = [sample for sample in FixedClips(held_out, **SIZE, stride=3.0) if len(sample.clips)]
+    judged = [sample for sample in FixedClips(held_out, **SIZE, stride=4.0) if len(sample.clips)]
     parts = [(torch.cat([s.clips for s in which]), torch.cat([s.keys for s in which])) for which in (samples, judged)]
     return *parts[0], *parts[1]
 
@@ -125,7 +125,7 @@ def main() -> None:
     path = options.out.with_suffix(".json")
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": {}}
     results |= {
-        "command": f"python benchmarks/short_runs.py --videos {options.videos.name} --clips {options.clips}",
+        "command": f"python benchmarks/short_runs.py --videos {options.videos} --clips {options.clips}",
         "date": str(date.today()),
         "machine": f"{platform.machine()}, {options.threads} thread(s)",
         "torch": torch.__version__,
