@@ -36,8 +36,8 @@ def paper(facts: Facts) -> dict[str, Any]:
 
 def small(facts: Facts) -> dict[str, Any]:
     """A small model and small clips, for a CPU or a first look: minutes rather than days."""
-    # Short runs learn soonest in many small steps, from raw pixels, with positions that begin as sine-cosine and no
-    # class token (docs/results/short-runs.md).
+    # Positions that begin as sine-cosine let a short run learn sooner (docs/results/short-runs.md); raw pixels need no
+    # statistics of hidden patches to be shown.
     return {
         "model": "vit_tiny",
         "frames": 8,
