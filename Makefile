@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= demo$(if $(DATA),-own)
 WHEEL_ENV := build/wheel-env
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
