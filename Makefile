@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-dev  ## the speed of a training step on this machine
 
 clean:  ## remove builds and caches (not .venv, runs or the demo)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Set up once, and again when the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
