@@ -146,10 +146,8 @@ def memory_bytes(device: torch.device) -> int:
 
 # Dense bf16 peaks from the makers' data sheets, in FLOP/s, by what torch calls the device.
 _PEAKS = {
-    "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
