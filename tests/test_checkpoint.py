@@ -222,6 +222,7 @@ def test_a_full_disk_is_a_warning_and_the_last_good_stays(
     assert len(kit.warnings) == 1
 
 
+@pytest.mark.slow
 def test_safetensors_own_error_is_one_of_the_disk(tmp_path: Path) -> None:
     limited = """
 import resource, signal, sys, torch
@@ -259,6 +260,7 @@ toy_run(folder, steps=3, rows=4)
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving_leaves_the_last_whole(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, timeout=120)

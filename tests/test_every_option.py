@@ -124,6 +124,7 @@ def test_every_option_is_here() -> None:
     assert {field.name for field in dataclasses.fields(PretrainOptions)} == CHANGES.keys() | ELSEWHERE
 
 
+@pytest.mark.slow
 def test_options_change_the_run(fingerprint: Any) -> None:
     base = fingerprint()
     assert fingerprint() == base  # nothing else makes a difference
@@ -131,6 +132,7 @@ def test_options_change_the_run(fingerprint: Any) -> None:
     assert not ignored
 
 
+@pytest.mark.slow
 def test_preset_config_and_init_change_the_run(fingerprint: Any, videos: Path, tmp_path: Path) -> None:
     base = fingerprint()
     (tmp_path / "options.yaml").write_text("weight_decay: 0.3\nlr: 1e-5\n")

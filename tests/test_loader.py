@@ -40,6 +40,7 @@ def test_batches_hold_the_slots_in_order(clips: VideoClips) -> None:
             assert torch.equal(batch.keys[2 * place : 2 * place + 2], sample.keys)
 
 
+@pytest.mark.slow
 def test_workers_and_starting_again_change_nothing(clips: VideoClips) -> None:
     loader = ClipLoader(clips, batch_size=4)
     batches = [next(loader) for _ in range(5)]
@@ -99,6 +100,7 @@ def test_ctrl_c_in_a_terminal_leaves_workers_at_work(clips: VideoClips) -> None:
         assert len(list(itertools.islice(loader, 50))) == 50
 
 
+@pytest.mark.slow
 def test_mistakes_and_deaths_in_workers_are_told(clips: VideoClips, tmp_path: Path) -> None:
     (tmp_path / "void.mp4").touch()
     bad = VideoClips(scan(tmp_path), frames=4, stride=4, image_size=(16, 16), repeats=1, seed=0)

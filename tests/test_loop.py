@@ -387,6 +387,7 @@ except Stopped as stopped:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_a_process(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

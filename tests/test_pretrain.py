@@ -91,6 +91,7 @@ def test_the_encoder_loads_and_is_the_checkpoints(run: Path) -> None:
     assert all(torch.equal(saved[name], exported[name]) for name in saved)
 
 
+@pytest.mark.slow
 def test_config_reads_back(run: Path, videos: Path, tmp_path: Path) -> None:
     again = stmae.pretrain(videos, out=tmp_path / "again", config=run / "config.yaml")
     first, second = (load_file(path / "encoder.safetensors") for path in (run, again))
@@ -187,6 +188,7 @@ def test_a_presets_holdout_parts_the_videos(videos: Path, tmp_path: Path, monkey
     assert setup_of(videos, out=tmp_path / "run", preset="small").kept_out >= 3
 
 
+@pytest.mark.slow
 def test_tensors_are_parted_as_the_run_was_begun(tmp_path: Path) -> None:
     clips = torch.zeros(12, 3, 4, 16, 16, dtype=torch.uint8)
     options = {name: value for name, value in SMALL.items() if name not in ("frames", "image_size")}
@@ -209,6 +211,7 @@ def test_memory_that_is_too_small_is_told(videos: Path, tmp_path: Path, monkeypa
         stmae.pretrain(videos, out=tmp_path / "run", **SMALL)
 
 
+@pytest.mark.slow
 def test_new_and_missing_files_are_named_on_resume(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +226,7 @@ def test_new_and_missing_files_are_named_on_resume(
     assert (out / "index.csv").read_text() == index
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_named_and_training_goes_on(videos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)
@@ -248,6 +252,7 @@ def test_too_many_unreadable_files_stop_the_run(videos: Path, tmp_path: Path) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uint8", "float", "dataset"])
 def test_tensors_of_any_channels_train(tmp_path: Path, kind: str) -> None:
     clips: Any = torch.randint(0, 256, (12, 4, 4, 16, 24), dtype=torch.uint8)
@@ -267,6 +272,7 @@ def test_tensors_of_another_size_than_asked_are_refused(tmp_path: Path) -> None:
         stmae.pretrain(torch.zeros(3, 3, 4, 16, 24, dtype=torch.uint8), out=tmp_path / "run", frames=8)
 
 
+@pytest.mark.slow
 def test_init_takes_weights_to_another_length_and_size(run: Path, videos: Path, tmp_path: Path) -> None:
     changed = {**SMALL, "frames": 4, "image_size": 48, "epochs": 1, "lr": 1e-12}
     out = stmae.pretrain(videos, out=tmp_path / "run", init=str(run), **changed)

@@ -159,6 +159,7 @@ def test_mistakes_are_told(run: Path, videos: Path, tmp_path: Path) -> None:
         stmae.reconstruct(only_bad, model=str(run), out=out)
 
 
+@pytest.mark.slow
 def test_a_run_stands_for_its_held_out_videos(videos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     write_videos(folder, count=4, seconds=(1.0, 1.2))

@@ -94,6 +94,7 @@ def small_zoo(shared: Path) -> list[tuple[Path, dict[str, str]]]:
     return [(shared / "data/zoo" / row["file"], row) for row in rows if pixels[row["file"]] <= MAX_PIXELS_OF_A_FILE]
 
 
+@pytest.mark.slow
 def test_real_files_of_many_kinds(shared: Path) -> None:
     checked = 0
     for path, _ in small_zoo(shared):

@@ -169,6 +169,7 @@ def test_a_wrong_duration_in_the_header_adds_no_windows(
         np.testing.assert_allclose(last[view.number].times, view.times, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_real_files_of_all_kinds_give_all_their_windows(shared: Path) -> None:
     files = sorted(path for path in (shared / "data" / "zoo").iterdir() if path.suffix not in (".csv", ".md"))[::4]
     assert len(files) > 20
