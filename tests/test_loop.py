@@ -19,6 +19,7 @@ from stmae.engine.log import Log
 from stmae.engine.loop import MAX_STREAK, StepResult, Stopped, Task, peak_flops, train, update
 from stmae.engine.meter import Meter
 from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
+from stmae.engine.signals import SIGNALS
 from stmae.errors import UserError
 
 
@@ -342,16 +343,31 @@ class Interrupted(Toy):
         return super().step(batch)
 
 
-def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("signum, status", [(s, 130 if s == signal.SIGINT else 75) for s in SIGNALS])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, status: int) -> None:
+    before = signal.getsignal(signum)
+
+    class Asked(Interrupted):
+        pass
+
+    Asked.signum = signum
     with pytest.raises(Stopped) as stopped:
-        toy_run(tmp_path, task=Interrupted)
+        toy_run(tmp_path, task=Asked)
     assert stopped.value.step == 3
-    assert stopped.value.exit_status == 75
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.exit_status == status
+    assert signal.getsignal(signum) is before
     resumed = toy_run(tmp_path)
     assert resumed.start.step == 3
     assert_same(resumed.tensors(), toy_run(tmp_path / "straight").tensors())
+
+
+def test_all_processes_stop_for_the_signal_of_one(tmp_path: Path) -> None:
+    """`agree` stands for a reduction over ranks: here another one hears of SIGUSR1 in its fourth step."""
+    heard = iter([0, 0, 0, 0, signal.SIGUSR1])
+    with pytest.raises(Stopped) as stopped:
+        toy_run(tmp_path, agree=lambda mine: next(heard))
+    assert (stopped.value.step, stopped.value.exit_status) == (4, 75)
+    assert toy_run(tmp_path, train_it=False).start.step == 4
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

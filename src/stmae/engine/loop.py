@@ -26,11 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +36,7 @@ from torch import Tensor
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.log import Log, step_line
 from stmae.engine.meter import Meter, StepResult, peak_flops
+from stmae.engine.signals import Stopped, StopSignals
 from stmae.errors import UserError
 
 __all__ = ["Batch", "Meter", "StepResult", "Stopped", "Task", "peak_flops", "train", "update"]
@@ -80,15 +77,6 @@ class Task:
         """Called once a checkpoint is on its way: the place to write other files of the run."""
 
 
-class Stopped(Exception):
-    """A signal ended the run after `step`, which is saved. `exit_status`: 130 for SIGINT, 75 (try again) else."""
-
-    def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
-        self.step = step
-        self.exit_status = 130 if signum == signal.SIGINT else 75
-
-
 def train(
     task: Task,
     batches: Iterator[Batch],
@@ -111,6 +99,7 @@ def train(
     clips_per_epoch: int | None = None,
     flops_per_clip: float | None = None,
     peak_flops: float | None = None,
+    agree: Callable[[int], int] | None = None,
 ) -> Position:
     """Trains until `steps` updates are done; returns where the run stands then. Intervals of 0 mean never; whatever has
     an interval also happens after the last step, and a checkpoint is always saved there.
@@ -129,6 +118,7 @@ def train(
         clips_per_epoch: clips in an effective epoch, that is, the number of videos; for the log.
         flops_per_clip: of a clip's forward and backward pass, a multiply-add counted as two, as FlopCounterMode does;
             with the device's `peak_flops` per second it gives MFU.
+        agree: makes many processes stop after the same step; see `StopSignals`.
 
     Raises:
         Stopped: a signal ended the run; everything is saved.
@@ -138,12 +128,11 @@ def train(
     position = start or Position()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     meter = Meter(device, position.counters, clips_per_epoch, flops_per_clip, peak_flops)
-    with _StopSignals() as stop, checkpoints or contextlib.nullcontext():
+    with StopSignals(agree) as stop, checkpoints or contextlib.nullcontext():
         _smoke_test(task, position.step, log, evaluate_every, picture_every)
         meter.start_clock()
-        for step in range(position.step, steps):
-            if stop.received:
-                break  # before the first step: there is nothing to save
+        stopping = stop.asked()  # before the first step: there is nothing to save
+        for step in range(position.step, steps if not stopping else 0):
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step) * group.get("lr_scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
@@ -157,6 +146,7 @@ def train(
             update(optimizer, parameters, meter, clip_grad)
 
             done = step + 1
+            stopping = stop.asked()
             position = Position(done, batch.cursor)
             log.progress(done, steps)
             if _due(done, log_every, steps):
@@ -168,14 +158,14 @@ def train(
                     _log_evaluation(log, done, task.evaluate(done))
                 if _due(done, picture_every, steps):
                     _log_pictures(task, log, done)
-                if _due(done, save_every, steps) or done == steps or stop.received:
+                if _due(done, save_every, steps) or done == steps or stopping:
                     position = Position(done, batch.cursor, meter.counters())
                     _save(task, log, checkpoints, position)
-            if stop.received:
+            if stopping:
                 break
-    if stop.received and position.step < steps:
+    if stopping and position.step < steps:
         _say_how_to_go_on(log, checkpoints, position.step)
-        raise Stopped(position.step, stop.received)
+        raise Stopped(position.step, stopping)
     return position
 
 
@@ -275,28 +265,3 @@ def _say_how_to_go_on(log: Log, checkpoints: Checkpoints | None, step: int) -> N
         log.warning(
             f"stopped after step {step}, not saved; the same command goes on from step {checkpoints.saved_step or 0}."
         )
-
-
-class _StopSignals:
-    """While open, the first SIGINT or SIGTERM is noted, for the loop to end in order; a second SIGINT interrupts."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
-        return self
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signum
-        # Not through the log: its locks may be held by the very code that this handler interrupted.
-        os.write(2, b"\nfinishing this step, then saving; Ctrl-C once more leaves at once, unsaved\n")
-
-    def __exit__(self, *exc: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)

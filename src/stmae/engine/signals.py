@@ -1,0 +1,67 @@
+"""Stopping in order: the signals that ask a run to save and end, and the statuses it ends with.
+
+| signal | sent by | the run |
+|---|---|---|
+| SIGINT | Ctrl-C | finishes the step, saves, ends with 130; a second one leaves at once, unsaved |
+| SIGTERM | a cluster that wants the machine back, `kill` | finishes the step, saves, ends with 75 |
+| SIGUSR1, SIGUSR2 | Slurm's notice before the end (`#SBATCH --signal=USR1@120`) | the same, 75 |
+
+75 is EX_TEMPFAIL of sysexits.h, "try again later": a job script requeues on it, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+TRY_AGAIN = 75
+INTERRUPTED = 130
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+class Stopped(Exception):
+    """A signal ended the run after `step`, which is saved. `exit_status`: 130 for SIGINT, 75 (try again) else."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.step = step
+        self.exit_status = INTERRUPTED if signum == signal.SIGINT else TRY_AGAIN
+
+
+class StopSignals:
+    """While open, the first of `SIGNALS` is noted, for the loop to end in order; a second SIGINT interrupts.
+
+    Args:
+        agree: makes many processes of one mind. Given the signal that this process has (0 for none), returns the one
+            that all of them act on; called once after every step, in each of them.
+    """
+
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+        self.received = 0
+        self._agree = agree
+        self._before: dict[int, Any] = {}
+
+    def asked(self) -> int:
+        """The signal to stop for, or 0. To be asked once in a step: one may come in between two askings."""
+        return self._agree(self.received) if self._agree else self.received
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or signum
+        # Not through the log: its locks may be held by the very code that this handler interrupted.
+        os.write(2, b"\nfinishing this step, then saving; Ctrl-C once more leaves at once, unsaved\n")
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
