@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from stmae import weights
+from stmae.engine.distributed import ALONE, World
+from stmae.engine.parallel import full_copies, spread
 from stmae.errors import UserError
 
 OPTIMIZER = "optimizer.safetensors"
@@ -48,12 +50,15 @@ class Position:
 class Checkpoints:
     """Saves and loads one run's model and optimiser.
 
+    With several processes all of them call `save`, `resume` and `load`; rank 0 alone reads and writes. What is on disk
+    is whole whether the tensors lie in parts or not, so that a run may go on in another number of processes.
+
     Args:
         folder: the run's `checkpoints/`; made on the first save.
         model, optimizer: read on saving, written on loading; the optimiser's groups carry names (`parameter_groups`).
         config: the model's configuration for the header of model.safetensors, JSON types.
         keep: how many of the newest checkpoints stay.
-        world_size: number of processes, which exact resume depends on.
+        world: the processes that train together; exact resume depends on their number.
         warn: where warnings go (`log.warning`).
     """
 
@@ -65,13 +70,13 @@ class Checkpoints:
         config: Mapping[str, Any],
         *,
         keep: int = 3,
-        world_size: int = 1,
+        world: World = ALONE,
         warn: Callable[[str], None],
     ) -> None:
         assert keep >= 1
         self.folder = Path(folder)
         self.model, self.optimizer, self.config = model, optimizer, dict(config)
-        self.keep, self.world_size, self.warn = keep, world_size, warn
+        self.keep, self.world, self.warn = keep, world, warn
         self.saved_step: int | None = None  # of the newest whole checkpoint that this process wrote or loaded
         self._damaged: set[Path] = set()
         self._saver = ThreadPoolExecutor(1, "checkpoint")
@@ -87,9 +92,10 @@ class Checkpoints:
         """
         self.wait()
         # state_dict() aliases live weights, which the next step changes while the thread writes.
-        model = {name: _copy(tensor) for name, tensor in self.model.state_dict().items()}
-        optimizer = {name: _copy(tensor) for name, tensor in _named_state(self.optimizer).items()}
-        self._pending = self._saver.submit(self._write, position, model, optimizer)
+        model = full_copies(self.model.state_dict(), self.world)
+        optimizer = full_copies(_named_state(self.optimizer), self.world)
+        if self.world.main:
+            self._pending = self._saver.submit(self._write, position, model, optimizer)
 
     def poll(self) -> None:
         """Reports a save that has ended in the meantime; waits for none."""
@@ -144,7 +150,7 @@ class Checkpoints:
             "torch": torch.__version__,
             "device": device,
             "threads": torch.get_num_threads(),
-            "world_size": self.world_size,
+            "world_size": self.world.size,
         }
 
     # Loading
@@ -164,17 +170,19 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints but none is whole, or the one found does not fit the model.
         """
+        whole = self.world.first(self._to_resume)
+        return Position() if whole is None else self.load(whole)
+
+    def _to_resume(self) -> Path | None:
         for leftover in self.folder.glob(".step-*"):  # of a process killed while saving
             shutil.rmtree(leftover, ignore_errors=True)
         whole = self.latest_whole()
-        if whole is not None:
-            return self.load(whole)
-        if self._damaged:
+        if whole is None and self._damaged:
             raise UserError(
                 f'all {len(self._damaged)} checkpoints in "{self.folder}" are damaged, so the run cannot go on.',
                 "Delete them to start it anew, or choose another --out.",
             )
-        return Position()
+        return whole
 
     def load(self, folder: Path) -> Position:
         """Fills model and optimiser from one checkpoint; warns in a line where the surroundings differ.
@@ -182,11 +190,21 @@ class Checkpoints:
         Raises:
             UserError: a name or shape differs; lists them.
         """
-        state = json.loads((folder / STATE).read_text())
-        model, _ = weights.load_weights(folder / weights.MODEL)
-        check_fit(model, self.model.state_dict(), f'the model in "{folder}"')
-        self.model.load_state_dict(model, strict=True)
-        _load_named_state(self.optimizer, weights.read_tensors(folder / OPTIMIZER)[0], folder)
+        model: dict[str, Tensor] = {}  # whole; on rank 0
+        optimizer: dict[str, Tensor] = {}
+
+        def read() -> dict[str, Any]:
+            model.update(weights.load_weights(folder / weights.MODEL)[0])
+            check_fit(model, self.model.state_dict(), f'the model in "{folder}"')
+            optimizer.update(weights.read_tensors(folder / OPTIMIZER)[0])
+            _check_named_state(self.optimizer, optimizer, folder)
+            return json.loads((folder / STATE).read_text())
+
+        state = self.world.first(read)
+        self.model.load_state_dict(spread(model, self.model.state_dict().get, self.world), strict=True)
+        parameters = dict(_names(self.optimizer))
+        parts = spread(optimizer, lambda name: parameters.get(name.split("/", 1)[1]), self.world)
+        _load_named_state(self.optimizer, parts)
         now = self._surroundings()
         other = [f"{name} {state.get(name)}, now {value}" for name, value in now.items() if state.get(name) != value]
         if other:
@@ -220,10 +238,6 @@ def _listed(kind: str, names: list[str]) -> str:
     return f"  {kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
 def _names(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, Tensor]]:
     for group in optimizer.param_groups:
         assert "param_names" in group, "build the optimiser's groups with parameter_groups(), which names them"
@@ -240,21 +254,25 @@ def _named_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return flat
 
 
-def _load_named_state(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor], folder: Path) -> None:
-    places = {name: place for place, (name, _) in enumerate(_names(optimizer))}
+def _check_named_state(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor], folder: Path) -> None:
     shapes = {name: parameter.shape for name, parameter in _names(optimizer)}
-    state: dict[int, dict[str, Tensor]] = {}
     wrong = []
     for full, value in flat.items():
-        key, name = full.split("/", 1)
-        if name not in places or (value.ndim > 0 and value.shape != shapes[name]):
+        _, name = full.split("/", 1)
+        if name not in shapes or (value.ndim > 0 and value.shape != shapes[name]):
             wrong.append(full)
-        else:
-            # A copy: what safetensors returns lies in the mapped file, unaligned.
-            state.setdefault(places[name], {})[key] = value.clone()
     if wrong:
         raise UserError(
             f'the optimiser in "{folder}" does not fit.\n{_listed("unknown or misshaped", wrong)}\n',
             "Was it made with other options?",
         )
+
+
+def _load_named_state(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    places = {name: place for place, (name, _) in enumerate(_names(optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full, value in flat.items():
+        key, name = full.split("/", 1)
+        # A copy: what safetensors returns lies in the mapped file, unaligned.
+        state.setdefault(places[name], {})[key] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

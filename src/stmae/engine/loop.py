@@ -16,10 +16,11 @@ train(Pretrain(), iter(loader), optimizer, CosineSchedule(peak, warmup_steps, st
 ```
 
 An update sums `loss_sum` and `weight` over its micro-batches and divides the gradient by the summed weight, so that
-accumulation changes nothing but rounding. The host never waits for the device inside a step: what is measured gathers
-in one small tensor there (`Meter`), which is read when a line is logged or a checkpoint is saved. An update whose loss
-or gradient is not finite is skipped on the device and counted. Generators are seeded from (seed, step, micro-batch),
-so that dropout and its like are as resumable as everything else.
+accumulation changes nothing but rounding. Several processes (`distributed.World`) sum gradients and weights before
+that, so that their number changes nothing either. The host never waits for the device inside a step: what is measured
+gathers in one small tensor there (`Meter`), which is read when a line is logged or a checkpoint is saved. An update
+whose loss or gradient is not finite is skipped on the device and counted. Generators are seeded from (seed, step,
+micro-batch), so that dropout and its like are as resumable as everything else.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stmae.engine.checkpoint import Checkpoints, Position
+from stmae.engine.distributed import ALONE, World
 from stmae.engine.log import Log, step_line
 from stmae.engine.meter import Meter, StepResult, peak_flops
+from stmae.engine.parallel import gradient_sync, local, total_norm
 from stmae.engine.signals import Stopped, StopSignals
 from stmae.errors import UserError
 
@@ -88,6 +91,8 @@ def train(
     device: torch.device | str = "cpu",
     start: Position | None = None,
     checkpoints: Checkpoints | None = None,
+    world: World = ALONE,
+    model: nn.Module | None = None,
     accumulate: int = 1,
     clip_grad: float | None = None,
     autocast: torch.dtype | None = None,
@@ -99,7 +104,6 @@ def train(
     clips_per_epoch: int | None = None,
     flops_per_clip: float | None = None,
     peak_flops: float | None = None,
-    agree: Callable[[int], int] | None = None,
 ) -> Position:
     """Trains until `steps` updates are done; returns where the run stands then. Intervals of 0 mean never; whatever has
     an interval also happens after the last step, and a checkpoint is always saved there.
@@ -111,6 +115,9 @@ def train(
         schedule: updates done -> learning rate.
         steps: updates in the whole run.
         start: of `Checkpoints.resume()`; the beginning by default.
+        world: the processes that train together. All of them call this, with their own share of each micro-batch and,
+            but for rank 0, a silent log.
+        model: what `parallel.wrap` gave for them; not needed by a process alone.
         accumulate: micro-batches (items of `batches`) per update.
         clip_grad: greatest norm of an update's gradient.
         autocast: torch.bfloat16, or None for float32 throughout.
@@ -118,7 +125,6 @@ def train(
         clips_per_epoch: clips in an effective epoch, that is, the number of videos; for the log.
         flops_per_clip: of a clip's forward and backward pass, a multiply-add counted as two, as FlopCounterMode does;
             with the device's `peak_flops` per second it gives MFU.
-        agree: makes many processes stop after the same step; see `StopSignals`.
 
     Raises:
         Stopped: a signal ended the run; everything is saved.
@@ -128,25 +134,28 @@ def train(
     position = start or Position()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     meter = Meter(device, position.counters, clips_per_epoch, flops_per_clip, peak_flops)
-    with StopSignals(agree) as stop, checkpoints or contextlib.nullcontext():
+    with StopSignals() as stop, checkpoints or contextlib.nullcontext():
         _smoke_test(task, position.step, log, evaluate_every, picture_every)
         meter.start_clock()
-        stopping = stop.asked()  # before the first step: there is nothing to save
+        stopping = world.ask(lambda: stop.received)()  # before the first step: there is nothing to save
         for step in range(position.step, steps if not stopping else 0):
+            asked = world.ask(lambda: stop.received)
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step) * group.get("lr_scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
             for micro in range(accumulate):
                 batch = _next(batches, step)
-                torch.manual_seed(_step_seed(seed, step, micro))
-                with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                    result = task.step(batch)
-                result.loss_sum.backward()
+                # Micro-batches are counted as one process would: those of a rank stand between its neighbours'.
+                torch.manual_seed(_step_seed(seed, step, micro * world.size + world.rank))
+                with gradient_sync(model, last=micro == accumulate - 1):
+                    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                        result = task.step(batch)
+                    result.loss_sum.backward()
                 meter.add(result, batch.wait_seconds)
-            update(optimizer, parameters, meter, clip_grad)
+            update(optimizer, parameters, meter, clip_grad, world)
 
             done = step + 1
-            stopping = stop.asked()
+            stopping = asked()
             position = Position(done, batch.cursor)
             log.progress(done, steps)
             if _due(done, log_every, steps):
@@ -170,16 +179,24 @@ def train(
 
 
 def update(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], meter: Meter, clip_grad: float | None = None
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    meter: Meter,
+    clip_grad: float | None = None,
+    world: World = ALONE,
 ) -> None:
-    """One optimiser step from the gradients of summed losses; skipped on the device where something is not finite."""
+    """One optimiser step from the gradients of summed losses; skipped on the device where something is not finite.
+
+    Loss, weight and norm are those of all processes, so that all of them skip or none.
+    """
+    meter.sum_over(world)
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) / meter.weight
+    norm = total_norm(grads) / meter.weight
     finite = torch.isfinite(norm) & torch.isfinite(meter.loss_sum)
     scale = 1.0 / meter.weight
     if clip_grad is not None:
         scale = scale * (clip_grad / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, scale)
+    torch._foreach_mul_([local(grad) for grad in grads], scale)
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what torch's own GradScaler sets
         optimizer.step()

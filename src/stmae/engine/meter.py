@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stmae.engine.distributed import World
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -82,6 +84,15 @@ class Meter:
         self.wait_seconds += wait_seconds
         self.clips += result.clips
         self.interval_clips += result.clips
+
+    def sum_over(self, world: World) -> None:
+        """Makes the update under way that of all processes: one small tensor, for which the host does not wait."""
+        if world.size == 1:
+            return
+        names = sorted(self.numbers)
+        sums = torch.stack([self.loss_sum, self.weight, *(self.numbers[name] for name in names)])
+        self.loss_sum, self.weight, *numbers = world.sum_(sums).unbind()
+        self.numbers = dict(zip(names, numbers, strict=True))
 
     def close_update(self, norm: Tensor, finite: Tensor) -> None:
         """Takes the update into the interval, on the device; a skipped one adds nothing but itself."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -35,19 +34,12 @@ class Stopped(Exception):
 class StopSignals:
     """While open, the first of `SIGNALS` is noted, for the loop to end in order; a second SIGINT interrupts.
 
-    Args:
-        agree: makes many processes of one mind. Given the signal that this process has (0 for none), returns the one
-            that all of them act on; called once after every step, in each of them.
+    `received` may change at any moment: the loop looks at it once in a step, and asks the other processes too.
     """
 
-    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+    def __init__(self) -> None:
         self.received = 0
-        self._agree = agree
         self._before: dict[int, Any] = {}
-
-    def asked(self) -> int:
-        """The signal to stop for, or 0. To be asked once in a step: one may come in between two askings."""
-        return self._agree(self.received) if self._agree else self.received
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():

@@ -1,0 +1,107 @@
+"""Which of several processes this one is: read from the environment of torchrun or Slurm's srun, without torch.
+
+There are no flags for it: `torchrun ... -m stmae pretrain ...` and `srun python -m stmae pretrain ...` are all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stmae.errors import UserError
+
+FIRST_PORT, PORTS = 20000, 10000  # where jobs of Slurm meet: a port that follows from the job's number
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process among those that were started together.
+
+    Attributes:
+        rank, size: of this process, and how many there are.
+        local_rank, local_size: the same among those of this host.
+        address, port: where they meet, on the host of rank 0; empty for torchrun, whose environment torch reads itself.
+        by: "torchrun", "Slurm", or "" for a process on its own.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    address: str = ""
+    port: int = 0
+    by: str = ""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that scans, writes and speaks for all."""
+        return self.rank == 0
+
+    @property
+    def hosts(self) -> int:
+        return -(-self.size // self.local_size)
+
+
+def find(environment: Mapping[str, str] | None = None) -> Launch:
+    """This process's place. torchrun goes before Slurm, since torchrun may itself be started by srun.
+
+    Raises:
+        UserError: the environment says there are several processes but not which one this is.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return _torchrun(env)
+    if int(env.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"WORLD_SIZE says that {env['WORLD_SIZE']} processes were started, and RANK is missing, which of them"
+            " this is.",
+            "Start them with torchrun or srun, or unset WORLD_SIZE.",
+        )
+    # A batch script has Slurm's variables too, but only what srun starts is one of several tasks.
+    if "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "SLURM_STEPID" in env):
+        return _slurm(env)
+    return Launch()
+
+
+def _torchrun(env: Mapping[str, str]) -> Launch:
+    size = int(env["WORLD_SIZE"])
+    local = int(env.get("LOCAL_RANK", "0"))
+    return Launch(int(env["RANK"]), size, local, int(env.get("LOCAL_WORLD_SIZE", "1")), by="torchrun")
+
+
+def _slurm(env: Mapping[str, str]) -> Launch:
+    size = int(env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1")
+    if size == 1:
+        return Launch()
+    hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or ""
+    address = env.get("MASTER_ADDR") or first_host(hosts)
+    if not address:
+        raise UserError(
+            f"Slurm started {size} tasks, and neither SLURM_JOB_NODELIST nor MASTER_ADDR says where they can meet.",
+            "Set MASTER_ADDR to the first host's name.",
+        )
+    job, step = (int(env.get(name) or "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = int(env.get("MASTER_PORT") or FIRST_PORT + (job * 31 + step) % PORTS)
+    rank = int(env["SLURM_PROCID"])
+    local = int(env.get("SLURM_LOCALID", "0"))
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or ""
+    return Launch(rank, size, local, _tasks_here(tasks, int(env.get("SLURM_NODEID", "0"))), address, port, "Slurm")
+
+
+def first_host(hosts: str) -> str:
+    """The first name in a list of Slurm's: "gpu[07-09,12],old1" gives "gpu07", "a[1-2]b[3,4]" gives "a1b3"."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", hosts.strip())
+    assert first is not None
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group())
+
+
+def _tasks_here(tasks: str, node: int) -> int:
+    """How many tasks Slurm's "4(x2),3" puts on a node: 4 on nodes 0 and 1, 3 on node 2. 1 where it does not say."""
+    for part in filter(None, tasks.split(",")):
+        count, _, times = part.partition("(x")
+        node -= int(times.rstrip(")") or 1)
+        if node < 0:
+            return int(count)
+    return 1
