@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from toy import ROWS, WIDTH, Toy, ToyBatch, assert_same, toy_batches, toy_model, toy_run
 
+from stmae.engine.distributed import World
 from stmae.engine.log import Log
 from stmae.engine.loop import MAX_STREAK, StepResult, Stopped, Task, peak_flops, train, update
 from stmae.engine.meter import Meter
@@ -362,10 +363,16 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, 
 
 
 def test_all_processes_stop_for_the_signal_of_one(tmp_path: Path) -> None:
-    """`agree` stands for a reduction over ranks: here another one hears of SIGUSR1 in its fourth step."""
+    """The world's answer is what counts: here another process hears of SIGUSR1 before its fourth step."""
     heard = iter([0, 0, 0, 0, signal.SIGUSR1])
+
+    class Hearing(World):
+        def ask(self, value: Callable[[], int]) -> Callable[[], int]:
+            answer = next(heard)
+            return lambda: answer
+
     with pytest.raises(Stopped) as stopped:
-        toy_run(tmp_path, agree=lambda mine: next(heard))
+        toy_run(tmp_path, world=Hearing())
     assert (stopped.value.step, stopped.value.exit_status) == (4, 75)
     assert toy_run(tmp_path, train_it=False).start.step == 4
 
