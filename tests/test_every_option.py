@@ -44,7 +44,12 @@ CHANGES: dict[str, Any] = {
     "decoder_depth": 2,
     "decoder_heads": 4,
     "epochs": 20,
-    "warmup_epochs": 0,
+    "warmup": 0,
+    "schedule": "linear",
+    "end_lr": 1e-5,
+    "layer_decay": 0.75,
+    "group_lr": ("decoder=0.5",),
+    "group_decay": ("decoder=0.5",),
     "batch_size": 16,
     "accumulate": 2,
     "lr": 1e-4,
@@ -66,6 +71,7 @@ ELSEWHERE = {
     "videos", "out", "preset", "config", "init",  # below
     "device",  # below: this machine may have a single one
     "max_bad_share",  # test_pretrain.py: stops the run
+    "cooldown",  # below: for one schedule only
 }  # fmt: skip
 
 
@@ -140,6 +146,13 @@ def test_preset_config_and_init_change_the_run(fingerprint: Any, videos: Path, t
     assert from_file["groups"] != base["groups"]
     assert from_file["schedule"] == base["schedule"]  # lr is given by keyword, which goes first
     assert fingerprint(preset="paper") != fingerprint(preset="demo")
+
+
+@pytest.mark.slow
+def test_the_cooldown_is_that_of_the_constant_schedule(fingerprint: Any) -> None:
+    short, long = (fingerprint(schedule="constant", cooldown=share)["schedule"] for share in ("20%", "50%"))
+    assert (short.cooldown_steps, long.cooldown_steps) == (short.steps // 5, round(short.steps / 2))
+    assert short != fingerprint()["schedule"]
 
 
 def test_a_device_that_is_not_there_is_refused(videos: Path, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from stmae.engine.optim import CosineSchedule, build_adamw, layer_decay_groups, parameter_groups
+from stmae.engine.optim import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    build_adamw,
+    by_prefix,
+    layer_decay_groups,
+    parameter_groups,
+)
+from stmae.errors import UserError
 
 
 class Small(nn.Module):
@@ -132,3 +141,32 @@ def test_schedules_at_their_limits() -> None:
     assert CosineSchedule(1.0, 0, 0)(0) == 0.0
     with pytest.raises(AssertionError):
         CosineSchedule(1.0, 5, 4)
+
+
+def test_a_line_and_a_constant_with_a_cooldown() -> None:
+    line = LinearSchedule(2.0, warmup_steps=10, steps=110, end=1.0)
+    assert [line(step) for step in (0, 5, 10, 60, 110)] == [0.0, 1.0, 2.0, 1.5, 1.0]
+    stable = ConstantSchedule(2.0, warmup_steps=10, steps=110, end=0.5, cooldown_steps=20)
+    assert [stable(step) for step in (5, 10, 50, 90, 110, 111)] == [1.0, 2.0, 2.0, 2.0, 0.5, 0.5]
+    assert stable(100) == pytest.approx(1.25)
+    longer = ConstantSchedule(2.0, warmup_steps=10, steps=500, end=0.5, cooldown_steps=20)
+    assert [stable(step) for step in range(90)] == [longer(step) for step in range(90)]
+    assert ConstantSchedule(2.0, 0, 10)(9) == 2.0
+    with pytest.raises(AssertionError, match="begins in the warm-up"):
+        ConstantSchedule(2.0, 60, 100, cooldown_steps=50)
+
+
+def test_groups_by_the_beginning_of_names() -> None:
+    names = [name for name, _ in Small().named_parameters()]
+    factor = by_prefix({"linear": 0.5, "linear.bias": 0.1}, names)
+    decay = by_prefix({"cls_token": 0.0, "norm": 0.2}, names)
+    found = by_name(
+        build_adamw(parameter_groups(Small(), 0.05, lr_scale=lambda name: factor(name) or 1.0, decay=decay), 1e-3)
+    )
+    assert found["linear.weight"] == (0.05, 0.5)
+    assert found["linear.bias"] == (0.0, 0.1)
+    assert found["cls_token"] == (0.0, 1.0)
+    assert found["norm.weight"] == found["norm.bias"] == (0.2, 1.0)
+    with pytest.raises(UserError, match=r'begins with "linea".*Did you mean "linear"'):
+        by_prefix({"linea": 1.0}, names)
+    assert by_prefix({"lin": 1.0} | {}, ["lin.a", "linear.b"])("linear.b") is None

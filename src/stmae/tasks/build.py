@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stmae.data.sources import Source, TensorSource
+from stmae.durations import Clock
 from stmae.engine.checkpoint import check_fit
+from stmae.engine.optim import SCHEDULES, Groups, Schedule, by_prefix, layer_scale, parameter_groups
 from stmae.errors import UserError
 from stmae.interop.native import load_model
 from stmae.model.config import MaeConfig
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.patches import Positions
 from stmae.model.sizes import mae_config
-from stmae.tasks.options import ModelOptions
+from stmae.tasks.options import ModelOptions, OptimizerOptions
+from stmae.tasks.values import named_numbers
 
 REFERENCE_LR, REFERENCE_CLIPS = 1.6e-3, 2048
 
@@ -106,12 +110,62 @@ class Plan:
     warmup_steps: int
     lr: float
 
+    cooldown_steps: int
+
     @classmethod
-    def of(cls, *, epochs: float, warmup_epochs: float | None, lr: float | None, batch_size: int, videos: int) -> Plan:
-        """`epochs` are effective ones: one of them takes as many clips as there are videos."""
-        steps = max(1, round(epochs * videos / batch_size))
-        warmup = 0.15 * epochs if warmup_epochs is None else warmup_epochs
-        return cls(steps, min(steps, round(warmup * videos / batch_size)), learning_rate(lr, batch_size))
+    def of(cls, options: OptimizerOptions, videos: int) -> Plan:
+        """Epochs are effective ones: one of them takes as many clips as there are videos.
+
+        Raises:
+            UserError: warm-up and cool-down are together longer than the run.
+        """
+        batch_size = options.batch_size
+        steps = max(1, Clock(batch_size, videos).steps(options.epochs, "epochs"))
+        clock = Clock(batch_size, videos, steps)
+        warmup = clock.steps(options.warmup, "epochs")
+        cooldown = clock.steps(options.cooldown, "epochs") if options.schedule == "constant" else 0
+        if warmup + cooldown > steps:
+            parts = f"warmup {options.warmup} ({warmup} steps)" + (
+                f" and cooldown {options.cooldown} ({cooldown} steps)" if cooldown else ""
+            )
+            raise UserError(f"{parts} do not fit into a run of {steps} steps.", "Shorten them, or train for longer.")
+        return cls(steps, warmup, learning_rate(options.lr, batch_size), cooldown)
+
+    def schedule(self, options: OptimizerOptions) -> Schedule:
+        """The learning rate of every step."""
+        shape = {"cooldown_steps": self.cooldown_steps} if options.schedule == "constant" else {}
+        return SCHEDULES[options.schedule](self.lr, self.warmup_steps, self.steps, options.end_lr, **shape)
+
+
+def groups(model: MaskedAutoencoder, options: OptimizerOptions) -> Groups:
+    """The model's parameters with their learning-rate factors and weight decays.
+
+    Raises:
+        UserError: `group_lr` or `group_decay` name parameters that there are not.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    depth = model.config.encoder.blocks.depth
+    layer = layer_scale(options.layer_decay, depth, lambda name: layer_of(name, depth))
+    factor = by_prefix(named_numbers("group_lr", options.group_lr), names)
+    decay = by_prefix(named_numbers("group_decay", options.group_decay), names)
+
+    def scale(name: str) -> float:
+        own = factor(name)
+        return layer(name) * (1.0 if own is None else own)
+
+    return parameter_groups(model, options.weight_decay, lr_scale=scale, decay=decay)
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter of a masked autoencoder for layer decay: the encoder's block counted from 1.
+
+    0 is what stands before the blocks (patch embedding, class token, positions), depth + 1 all that comes after them.
+    """
+    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    before = ("encoder.patch_embed.", "encoder.positions.", "encoder.class_token", "encoder_mask_token")
+    return 0 if name.startswith(before) else depth + 1
 
 
 def model_config(options: ModelOptions, *, frames: int, image_size: int | tuple[int, int], channels: int) -> MaeConfig:

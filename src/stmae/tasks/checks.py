@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stmae.data.sources import require_videos
+from stmae.durations import parts
 from stmae.errors import Problems, UserError, unknown
 from stmae.presets import PRESETS
 from stmae.tasks.options import (
@@ -24,6 +25,7 @@ from stmae.tasks.options import (
     PretrainOptions,
     ReconstructOptions,
 )
+from stmae.tasks.values import named_numbers
 from stmae.weights import step_folders
 
 MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
@@ -45,9 +47,10 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     _writable("out", options.out, problems, folder=True)
     if options.init is not None and not step_folders(options.out / "checkpoints"):  # else it has served
         _exists("init", options.init, "Give a run's folder or a weights file", problems)
-    _at_least(
-        options, ("frames", "image_size", "repeats", "save_every", "keep", "log_every", "evaluate_every"), 1, problems
-    )
+    _at_least(options, ("frames", "image_size", "repeats", "keep"), 1, problems)
+    for name in ("save_every", "log_every", "evaluate_every"):
+        every = getattr(options, name)
+        problems.check(parts(every, "")[0] > 0, f"{name} {every} is too small.", "Choose 1 or more.")
     _seed(options.seed, problems)
     _workers(options.workers, problems)
     _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
@@ -95,17 +98,24 @@ def check_model(options: ModelOptions, frames: int, image_size: int, problems: P
 
 def check_optimizer(options: OptimizerOptions, problems: Problems) -> None:
     """The schedule's and the optimiser's options."""
-    _positive("epochs", options.epochs, "An epoch takes one clip from each video; the paper's number is 800.", problems)
-    if options.warmup_epochs is not None:
-        problems.check(
-            0 <= options.warmup_epochs < max(options.epochs, 1e-9) or options.epochs <= 0,
-            f"warmup_epochs {options.warmup_epochs:g} is not from 0 to below epochs {options.epochs:g}: "
-            "the learning rate would never reach its peak.",
-            f"Choose fewer, such as {0.15 * options.epochs:g} (15 %), or more epochs.",
-        )
+    _durations(options, problems)
     _at_least(options, ("batch_size", "accumulate"), 1, problems)
+    problems.check(
+        (options.batch_size, options.accumulate) != ("auto", "auto"),
+        "batch_size and accumulate are both auto.",
+        "Give one of them as a number: the batch to reach, or the parts to reach it in (1).",
+    )
     if options.lr is not None:
         _positive("lr", options.lr, "Leave it out to have it worked out from the batch size.", problems)
+    for name in ("end_lr", "layer_decay"):
+        problems.check(
+            getattr(options, name) >= 0, f"{name} {getattr(options, name):g} is negative.", "Choose 0 or more."
+        )
+    for name in ("group_lr", "group_decay"):
+        try:
+            named_numbers(name, getattr(options, name))
+        except UserError as error:
+            problems.extend(error)
     problems.check(
         options.weight_decay >= 0,
         f"weight_decay {options.weight_decay:g} is negative.",
@@ -118,6 +128,29 @@ def check_optimizer(options: OptimizerOptions, problems: Problems) -> None:
     )
     if options.clip_grad is not None:
         _positive("clip_grad", options.clip_grad, "Give none to leave gradients as long as they are.", problems)
+
+
+def _durations(options: OptimizerOptions, problems: Problems) -> None:
+    """A run must be longer than nothing, and its warm-up shorter than it, where the same unit lets that be seen."""
+    epochs, warmup = options.epochs, options.warmup
+    problems.check(
+        parts(epochs, "")[0] > 0,
+        f"epochs {epochs} is not above 0.",
+        "An epoch takes one clip from each video; the paper's number is 800.",
+    )
+    problems.check(not str(epochs).endswith("%"), f'epochs "{epochs}" is a share of itself.', "Give epochs or steps.")
+    (length, unit), (rise, other) = parts(epochs, "epochs"), parts(warmup, "epochs")
+    length = 100.0 if other == "%" else length
+    problems.check(
+        rise < length or length == 0 or other not in ("%", unit),
+        f"warmup {warmup} is not from 0 to below epochs {epochs}: the learning rate would never reach its peak.",
+        "Choose less, such as 15%, or more epochs.",
+    )
+    problems.check(
+        options.schedule == "constant" or options.cooldown == "20%",
+        f"cooldown {options.cooldown} has no meaning with schedule {options.schedule}, which falls all the way.",
+        "Leave it out, or give schedule constant.",
+    )
 
 
 def check_reconstruct(options: ReconstructOptions, problems: Problems) -> None:
@@ -180,7 +213,7 @@ def _known(name: str, value: str, known: tuple[str, ...], problems: Problems) ->
 def _at_least(options: Any, names: tuple[str, ...], least: int, problems: Problems) -> None:
     for name in names:
         value = getattr(options, name)
-        problems.check(value >= least, f"{name} {value} is too small.", f"Choose {least} or more.")
+        problems.check(value == "auto" or value >= least, f"{name} {value} is too small.", f"Choose {least} or more.")
 
 
 def _positive(name: str, value: float, cure: str, problems: Problems) -> None:
@@ -232,6 +265,8 @@ def _divides(name: str, value: int, patch: int, unit: str, problems: Problems) -
 
 def _batch(options: PretrainOptions, problems: Problems) -> None:
     """A step is computed in equal parts, and each part takes all repeats of its videos."""
+    if "auto" in (options.batch_size, options.accumulate):
+        return  # settled once the device is known
     if min(options.batch_size, options.repeats, options.accumulate) < 1:
         return
     divisor = options.repeats * options.accumulate

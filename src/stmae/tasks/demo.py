@@ -61,7 +61,7 @@ def _train(videos: Path, out: Path, options: DemoOptions) -> None:
     if begun:
         pretrain(videos, out=out / "run")  # goes on, with the epochs it was begun with
     else:
-        pretrain(videos, out=out / "run", preset="demo", epochs=epochs, warmup_epochs=0.05 * epochs)
+        pretrain(videos, out=out / "run", preset="demo", epochs=epochs, warmup="5%")
 
 
 def epochs_for(minutes: float, videos: Path, log: Log) -> float:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from tyro.conf import Positional, arg
 
+from stmae import durations
+
 # From Python a source may also be a tensor of clips or a torch Dataset; on the command line it is a folder.
 Source = Annotated[Any, arg(constructor=str, metavar="VIDEOS")]
 
@@ -27,6 +29,15 @@ else:
 def default(text: str) -> object:
     """What the help shows as the default of an option whose None stands for something worked out later."""
     return arg(help_behavior_hint=f"(default: {text})")
+
+
+# The hint is given what the default is for a single word, in a list.
+Duration = Annotated[
+    durations.Duration,
+    arg(
+        constructor=str, metavar="DURATION", help_behavior_hint=lambda word: f"(default: {word.strip(chr(39) + '[]')})"
+    ),
+]
 
 
 class Options:
@@ -104,18 +115,30 @@ class ModelOptions(Options):
 class OptimizerOptions(Options):
     """The schedule and the optimiser (AdamW)."""
 
-    epochs: float = 800.0
-    """Effective epochs: how many clips are taken from each video in all."""
-    warmup_epochs: Annotated[float | None, default("15 % of the epochs, the paper's 120 of 800")] = None
-    """Effective epochs over which the learning rate rises from 0."""
+    epochs: Duration = 800
+    """Effective epochs: how many clips are taken from each video in all. Or "50000 steps", "10M clips"."""
+    warmup: Duration = "15%"
+    """How long the learning rate rises from 0: epochs, or "500 steps", "5%" of the run (the paper's: 120 of 800)."""
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """The learning rate after the warm-up: down to end_lr as half a cosine, in a straight line, or at the end only."""
+    cooldown: Duration = "20%"
+    """With schedule constant, how long the learning rate falls at the end: epochs, or "2000 steps", "20%"."""
     batch_size: int = 64
     """Clips per step, over all processes."""
     accumulate: int = 1
     """Parts in which the batch is computed one after the other, to save memory."""
     lr: Annotated[float | None, default("1.6e-3 x clips per step / 2048")] = None
     """Peak learning rate."""
+    end_lr: float = 0.0
+    """Learning rate at the end."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block of the encoder to the one below; below 1 to keep what it learnt."""
+    group_lr: Annotated[tuple[str, ...], default("none")] = ()
+    """Factors of the learning rate by the beginning of parameters' names, such as decoder=0.5 encoder.positions=0."""
     weight_decay: float = 0.05
     """Weight decay, of parameters with more than one dimension."""
+    group_decay: Annotated[tuple[str, ...], default("none")] = ()
+    """Weight decays of their own by the beginning of parameters' names, such as decoder=0 encoder.norm=0.05."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's momentum terms."""
     clip_grad: float | None = 0.02
@@ -159,14 +182,14 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Share of the videos kept out of training, for the held-out loss and the pictures."""
     max_bad_share: float = 0.1
     """Stop with an error when more than this share of the videos is unreadable."""
-    save_every: int = 500
-    """Steps between checkpoints."""
+    save_every: Duration = 500
+    """Steps between checkpoints; or "1 epoch", "1M clips", "5%" of the run."""
     keep: int = 2
     """Newest checkpoints that are kept."""
-    log_every: int = 20
-    """Steps between log lines."""
-    evaluate_every: int = 250
-    """Steps between held-out losses and pictures."""
+    log_every: Duration = 20
+    """Steps between log lines; or another duration."""
+    evaluate_every: Duration = 250
+    """Steps between held-out losses and pictures; or another duration."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from stmae.engine.checkpoint import Checkpoints
 from stmae.engine.log import Log, open_log
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.meter import peak_flops
-from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
+from stmae.engine.optim import build_adamw
 from stmae.errors import UserError
 from stmae.model.config import as_dict
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
@@ -63,12 +63,13 @@ def pretrain(options: PretrainOptions) -> Path:
 def _train(setup: Setup, run: RunFolder) -> None:
     """Builds the parts and joins them in the engine's loop."""
     options, config, plan, device = setup.options, setup.config, setup.plan, setup.device
+    clock = setup.clock
     torch.manual_seed(options.seed)
     model = MaskedAutoencoder(config)
     notes, warnings = [setup.changed], list[str]()  # what there is to say before the log is open
     extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
     model.to(device)
-    optimizer = build_adamw(parameter_groups(model, options.weight_decay), plan.lr, betas=options.betas)
+    optimizer = build_adamw(build.groups(model, options), plan.lr, betas=options.betas)
     checkpoints = Checkpoints(run.checkpoints, model, optimizer, extras, keep=options.keep, warn=warnings.append)
     start = checkpoints.resume()
     if options.init is not None and start.step == 0:
@@ -96,7 +97,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
                 job,
                 job.watch(iter(loader)),
                 optimizer,
-                CosineSchedule(plan.lr, plan.warmup_steps, plan.steps),
+                plan.schedule(options),
                 steps=plan.steps,
                 log=log,
                 device=device,
@@ -106,10 +107,10 @@ def _train(setup: Setup, run: RunFolder) -> None:
                 clip_grad=options.clip_grad,
                 autocast=autocast,
                 seed=options.seed,
-                log_every=options.log_every,
-                save_every=options.save_every,
-                evaluate_every=options.evaluate_every,
-                picture_every=options.evaluate_every,
+                log_every=clock.interval(options.log_every),
+                save_every=clock.interval(options.save_every),
+                evaluate_every=clock.interval(options.evaluate_every),
+                picture_every=clock.interval(options.evaluate_every),
                 clips_per_epoch=len(setup.source),
                 flops_per_clip=build.training_flops(config),
                 peak_flops=peak_flops(device, autocast),

@@ -10,6 +10,7 @@ import torch
 
 from stmae.data.dataset import FixedClips, VideoClips
 from stmae.data.sources import Index, Source, TensorSource, index_changes, load_index, scan, split
+from stmae.durations import Clock
 from stmae.engine.log import Log
 from stmae.errors import UserError
 from stmae.model.config import MaeConfig
@@ -57,13 +58,7 @@ class Setup:
         source, held_out, changed = part(found, options)
         channels, (frames, *size) = clip_shape(options, source, asked)
         config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
-        plan = build.Plan.of(
-            epochs=options.epochs,
-            warmup_epochs=options.warmup_epochs,
-            lr=options.lr,
-            batch_size=options.batch_size,
-            videos=len(source),
-        )
+        plan = build.Plan.of(options, len(source))
         return cls(options, config, plan, source, held_out, device, why, changed)
 
     @property
@@ -99,17 +94,23 @@ class Setup:
         with torch.device("meta"):
             model = MaskedAutoencoder(self.config)
         sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
+        cooldown = f", {self.plan.cooldown_steps} cool-down" if options.schedule == "constant" else ""
         rows = [
             ("device", f"{self.device.type}, {options.precision} ({self.why})"),
             ("videos", f"{len(self.source)} to train on, {self.kept_out} held out"),
             ("tokens", f"{clip.tokens} per clip, {visible} visible"),
             ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
             ("step", f"{options.batch_size} clips of {options.batch_size // options.repeats} videos"),
-            ("steps", f"{self.plan.steps}, {self.plan.warmup_steps} of them warm-up"),
+            ("steps", f"{self.plan.steps}, {self.plan.warmup_steps} of them warm-up{cooldown}"),
             ("workers", str(self.workers)),
             ("peak lr", f"{self.plan.lr:.3g}"),
         ]
         log.table("derived", rows)
+
+    @property
+    def clock(self) -> Clock:
+        """What turns durations into steps."""
+        return Clock(self.options.batch_size, len(self.source), self.plan.steps)
 
     def training_clips(self) -> VideoClips:
         clip, options = self.config.encoder.clip, self.options
@@ -225,7 +226,7 @@ def clip_shape(options: PretrainOptions, source: Source, asked: set[str]) -> tup
 def _shown(value: Any) -> str:
     """A value as one would type it."""
     return (
-        " ".join(f"{each:g}" for each in value)
+        " ".join(each if isinstance(each, str) else f"{each:g}" for each in value)
         if isinstance(value, Sequence) and not isinstance(value, str)
         else str(value)
     )

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+from stmae import durations
 from stmae.errors import Problems, UserError, did_you_mean
 from stmae.runs import read_config
+
+if TYPE_CHECKING:
+    AutoInt = Any  # a whole number once everything is settled
+else:
+
+    class AutoInt:
+        """The annotation of a whole number that may also be given as "auto"."""
 
 
 def shown(value: object) -> str:
@@ -44,7 +52,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     Args:
         name: the option's name, for messages.
         value: what was given.
-        hint: Any, bool, int, float, str, Path, a Literal, a tuple of these, or one of these or None.
+        hint: Any, bool, int, float, str, Path, a Duration, a whole number or "auto", a Literal,
+            a tuple of these, or one of these or None.
 
     Raises:
         UserError: the value is of another type; says which, and what is wanted.
@@ -60,6 +69,10 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return _tuple(name, value, get_args(hint))
     if hint in (int, float):
         return _number(name, value, hint)
+    if hint is AutoInt:
+        return value if value == "auto" else _number(name, from_text(value, int), int)
+    if hint is durations.Duration:
+        return durations.read(name, value)
     if hint is bool:
         if not isinstance(value, bool):
             raise UserError(f"{name} {shown(value)} is neither true nor false.")
@@ -106,6 +119,24 @@ def _number(name: str, value: Any, kind: type) -> int | float:
         raise UserError(f"{name} {value} is not a finite number.")
     number: int | float = kind(value)
     return number
+
+
+def named_numbers(name: str, texts: Iterable[str]) -> dict[str, float]:
+    """("decoder=0.5", ...) as {"decoder": 0.5, ...}.
+
+    Raises:
+        UserError: a text of another form, a negative number, or a name given twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        key, _, number = text.partition("=")
+        value = from_text(number, float)
+        if not key or isinstance(value, str) or not 0 <= value < math.inf:
+            raise UserError(f'{name} "{text}" is no name=number, with a number of 0 or more.', "Such as decoder=0.5.")
+        if key in found:
+            raise UserError(f'{name} has "{key}" twice.', "Give it once.")
+        found[key] = value
+    return found
 
 
 def from_text(text: Any, hint: Any) -> Any:
