@@ -23,7 +23,8 @@ TIME, CROP, FLIP, ITEM = 0, 1000, 2000, 3000
 
 _BITS = 0xFFFF_FFFF_FFFF_FFFF
 _GAMMA, _MUL1, _MUL2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
-_ORDER, _NEXT, _DRAW = 0x6F72_6465_7200, 0x6E65_7874_0000, 0x6472_6177_0000  # keep the uses of the hash apart
+# These keep the uses of the hash apart.
+_ORDER, _NEXT, _DRAW, _STREAM = 0x6F72_6465_7200, 0x6E65_7874_0000, 0x6472_6177_0000, 0x7374_7265_616D
 
 
 @overload
@@ -73,6 +74,11 @@ def clip_key(seed: int, pass_: int, item: int, repeat: int) -> int:
         repeat: which of the clips taken from one decoding of the file (repeated sampling, paper section 4).
     """
     return _signed(_chain(seed, pass_, item, repeat))
+
+
+def seed_of(seed: int, stream: int) -> int:
+    """A seed of its own, in [0, 2**64), for each `stream` of what is drawn with `seed`."""
+    return _chain(_STREAM, seed, stream)
 
 
 def next_key(key: int) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import av
 
+from stmae.data.media import Media
+
 MAX_PIXELS = 2**26  # of one frame; 8192 x 8192. Damaged headers ask for more than any memory.
 UNIT = Fraction(1, 90_000)  # of time stamps, where a damaged file states none
 
@@ -24,7 +26,7 @@ class DecodeError(Exception):
         reason: why, in words.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path | Media, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(self.path, reason)
 
@@ -32,19 +34,25 @@ class DecodeError(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def open_video(path: str | Path) -> av.container.InputContainer:
+def open_video(path: str | Path | Media) -> av.container.InputContainer:
     with reasons(path, "cannot be opened"):
-        found = os.stat(path)
+        media = Media.of(path)
+        found = os.stat(media.path)
         if not stat.S_ISREG(found.st_mode):
             raise DecodeError(path, "is not a file")  # opening a pipe would wait for ever
-        if not found.st_size:
+        size = found.st_size - media.offset if media.size is None else media.size
+        if size <= 0:
             raise DecodeError(path, "the file is empty")
         # Play lists and the like, whatever they are named, must not reach out to the network.
         options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-        return av.open(str(path), metadata_errors="replace", options=options)
+        place = str(media.path)
+        if not media.whole:
+            place = f"subfile,,start,{media.offset},end,{media.offset + size},,:{place}"
+            options["protocol_whitelist"] = "file,subfile"
+        return av.open(place, metadata_errors="replace", options=options)
 
 
-def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
+def video_stream(container: av.container.InputContainer, path: str | Path | Media) -> av.VideoStream:
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
@@ -61,7 +69,7 @@ def video_stream(container: av.container.InputContainer, path: str | Path) -> av
     return stream
 
 
-def scanned_duration(path: str | Path) -> float:
+def scanned_duration(path: str | Path | Media) -> float:
     """The video's duration in seconds by reading all packets without decoding them."""
     with open_video(path) as container:
         stream = video_stream(container, path)
@@ -86,7 +94,7 @@ def quarter_turns(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def reasons(path: str | Path, problem: str) -> Iterator[None]:
+def reasons(path: str | Path | Media, problem: str) -> Iterator[None]:
     """Turns whatever the decoding library raises into a `DecodeError`."""
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from stmae.data import clips as choice
-from stmae.data.sources import Index, Source, TensorSource
-from stmae.data.video import DecodeError, read_clips
+from stmae.data.container import DecodeError
+from stmae.data.media import read_clips
+from stmae.data.order import Kind, Order, Place
+from stmae.data.sources import Source, TensorSource, kin
 from stmae.errors import Problems, UserError
 
 MAX_STAND_INS = 50  # unreadable files in a row
@@ -81,7 +84,7 @@ class _Clips(Dataset[Sample]):
         """
         if isinstance(self.source, TensorSource):
             return self._take(item, keys)
-        return self._decode(self.source, item, keys)
+        return self._decode(item, keys)
 
     def _take(self, item: int, keys: list[int]) -> Sample:
         assert isinstance(self.source, TensorSource)
@@ -89,7 +92,7 @@ class _Clips(Dataset[Sample]):
         clips = torch.stack([clip.flip(-1) if self._flip(key) else clip for key in keys])
         return Sample(clips, torch.tensor(keys), item)
 
-    def _decode(self, index: Index, item: int, keys: list[int]) -> Sample:
+    def _decode(self, item: int, keys: list[int]) -> Sample:
         height, width = self.image_size
         pixels = torch.empty(len(keys), self.frames, height, width, 3, dtype=torch.uint8)
         boxes: dict[int, choice.Box] = {}
@@ -105,10 +108,10 @@ class _Clips(Dataset[Sample]):
                 boxes[clip] = self._box(keys[clip], frame.shape[0], frame.shape[1])
             pixels[clip, position] = resized(frame, boxes[clip], height, width, self._flip(keys[clip]))
 
-        reading = read_clips(index.path(item), len(keys), choose, take)
-        bad = [BadFile(index.paths[item], reading.damage, item, used=True)] if reading.damage else []
+        reading = read_clips(self.source.media(item), len(keys), choose, take)
+        bad = [BadFile(self.source.name(item), reading.damage, item, used=True)] if reading.damage else []
         clips = pixels.permute(0, 4, 1, 2, 3)
-        return Sample(clips, torch.tensor(keys), item, bad, sum(shrunk), sum(reading.repeated))
+        return Sample(clips, torch.tensor(keys), item, bad, 0 if reading.still else sum(shrunk), sum(reading.repeated))
 
     def _times(self, duration: float, key: int) -> choice.ClipTimes:
         raise NotImplementedError
@@ -123,8 +126,9 @@ class _Clips(Dataset[Sample]):
 class VideoClips(_Clips):
     """Training clips: an endless stream of video slots, each of which gives `repeats` clips of one video.
 
-    Slot s shows the video at place s % n in the order of pass s // n over all n videos. What a slot holds depends on
-    nothing but the arguments here.
+    Slot s shows the video at place s % n in the order of pass s // n over all n videos (data/order.py). What a slot
+    holds depends on nothing but the arguments here. Asked for a slot, the whole order of its pass is worked out;
+    worker processes are asked for a `Place` instead, so that only the loader's process holds it.
 
     Args:
         source: of the videos, or of clips as tensors, which are flipped at most.
@@ -135,6 +139,7 @@ class VideoClips(_Clips):
         seed: of the run.
         crop_area, crop_aspect: of the random resized crop.
         flip: whether half of the clips are mirrored left to right.
+        order: of a pass: a permutation of everything, or block by block (of shards).
 
     Raises:
         UserError: a value that cannot work, or no items.
@@ -152,6 +157,7 @@ class VideoClips(_Clips):
         crop_area: tuple[float, float] = (0.5, 1.0),
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
+        order: Kind = "global",
     ) -> None:
         super().__init__(source, frames, stride, image_size)
         problems = Problems()
@@ -166,31 +172,40 @@ class VideoClips(_Clips):
         problems.raise_any()
         self.repeats, self.seed = repeats, seed
         self.crop_area, self.crop_aspect, self.flip = crop_area, crop_aspect, flip
-        self._pass, self._order = -1, np.empty(0, np.int64)
+        self.order = order
+        self._order: Order | None = None
 
     def __len__(self) -> int:
-        return len(self.source)  # of one pass; slots go on beyond it
+        return len(self._whole_order())  # of one pass; slots go on beyond it
 
-    def __getitem__(self, slot: int) -> Sample:
+    def place(self, slot: int) -> Place:
+        """What a slot shows, whether or not it can be read."""
+        return self._whole_order().at(slot)
+
+    def _whole_order(self) -> Order:
+        self._order = self._order or Order(self.source, self.seed, self.order)
+        return self._order
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_order": None}
+
+    def __getitem__(self, slot: int | Place) -> Sample:
         """The clips of a slot; if its video cannot be read, those of the next readable one in its own chain of keys.
 
         Raises:
             UserError: too many unreadable videos in a row.
         """
-        pass_, place = divmod(slot, len(self.source))
-        if pass_ != self._pass:
-            self._pass, self._order = pass_, choice.pass_order(self.seed, pass_, len(self.source))
-        item, root = int(self._order[place]), self.seed
+        _, item, pass_ = slot if isinstance(slot, Place) else self.place(slot)
+        root, kindred = self.seed, kin(self.source, item)
         bad: list[BadFile] = []
         while len(bad) < MAX_STAND_INS:
             try:
                 sample = self._read(item, [choice.clip_key(root, pass_, item, r) for r in range(self.repeats)])
             except DecodeError as error:
-                assert isinstance(self.source, Index)
-                bad.append(BadFile(self.source.paths[item], error.reason, item))
+                bad.append(BadFile(self.source.name(item), error.reason, item))
                 # Keys of its own as well: the stand-in must not repeat a clip from its own slot.
                 root = choice.next_key(choice.clip_key(root, pass_, item, 0))
-                item = int(choice.uniform(root, choice.ITEM) * len(self.source))
+                item = kindred[int(choice.uniform(root, choice.ITEM) * len(kindred))]
             else:
                 sample.bad[:0] = bad
                 return sample
@@ -230,9 +245,8 @@ class FixedClips(_Clips):
         try:
             return self._read(item, [choice.clip_key(self.seed, -1, item, 0)])
         except DecodeError as error:
-            assert isinstance(self.source, Index)
             none = torch.empty(0, 3, self.frames, *self.image_size, dtype=torch.uint8)
-            bad = [BadFile(self.source.paths[item], error.reason, item)]
+            bad = [BadFile(self.source.name(item), error.reason, item)]
             return Sample(none, torch.empty(0, dtype=torch.int64), item, bad)
 
     def _times(self, duration: float, key: int) -> choice.ClipTimes:

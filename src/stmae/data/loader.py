@@ -18,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stmae.data.dataset import BadFile, Sample, VideoClips
-from stmae.data.sources import Index
+from stmae.data.order import Place
+from stmae.data.sources import TensorSource
 from stmae.errors import UserError
 
 BATCHES_AHEAD = 2  # decoded before they are asked for, over all workers
@@ -114,7 +115,8 @@ class ClipLoader:
         """
         start = time.perf_counter()
         if self._samples is None:
-            hidden = _main_hidden() if isinstance(self._dataset.source, Index) else contextlib.nullcontext()
+            ours = not isinstance(self._dataset.source, TensorSource)
+            hidden = _main_hidden() if ours else contextlib.nullcontext()
             with hidden, _ctrl_c_held_back() if self.workers else contextlib.nullcontext():
                 self._samples = iter(self._loader)
         batch = None
@@ -176,13 +178,13 @@ class ClipLoader:
 
 
 class _Slots:
-    """The loader's slots as a sampler: iterating begins at the cursor of that moment."""
+    """The loader's slots, with what they show, as a sampler: iterating begins at the cursor of that moment."""
 
     def __init__(self, loader: ClipLoader) -> None:
         self._loader = loader
 
-    def __iter__(self) -> Iterator[int]:
-        return self._loader._slots()
+    def __iter__(self) -> Iterator[Place]:
+        return map(self._loader._dataset.place, self._loader._slots())
 
 
 class _ErrorsAsValues(Dataset[Sample | Exception]):
@@ -191,9 +193,9 @@ class _ErrorsAsValues(Dataset[Sample | Exception]):
     def __init__(self, dataset: VideoClips) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, slot: int) -> Sample | Exception:
+    def __getitem__(self, place: Place) -> Sample | Exception:
         try:
-            return self._dataset[slot]
+            return self._dataset[place]
         except UserError as error:
             return error
 

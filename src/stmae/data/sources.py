@@ -1,49 +1,60 @@
-"""What videos there are: a folder of any depth, or tensors; training and held-out part; the list a run keeps."""
+"""What there is to learn from: files, packed shards, tensors, or several of these with weights.
+
+A source is anything with a length and, for its items 0, 1, ...:
+
+    name(item)   the path relative to `root`, with forward slashes: for messages, and for the split
+    label(item)  from the list, else the folder; None for none
+    media(item)  which bytes of which local file it is (not for tensors)
+    part(items)  a source of some of them
+    blocks       which items lie together, as a number for each; None for files
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from stmae.errors import UserError
+import numpy as np
+
+from stmae.data.index import Index, index_changes, load_index, require_videos, save_index, scan
+from stmae.data.media import VIDEO_EXTENSIONS, Media
+from stmae.data.names import encoded
+from stmae.errors import Problems, UserError
 
 if TYPE_CHECKING:  # scanning a folder, and saying what is wrong with it, must not wait for torch
     import torch
 
-# Whatever holds moving pictures. Still images are left out: they have no motion to learn from.
-_ENDINGS = """
-264 265 3g2 3gp amv apng asf avi avs divx dv f4v flv gif h261 h263 h264 h265 hevc ivf m1v m2t m2ts m2v m4v
-mjpeg mjpg mk3d mkv mng mod mov mp4 mp4v mpe mpeg mpg mpv mts mxf nsv nut ogm ogv ps qt rm rmvb roq swf ts
-vob vp8 vp9 webm wmv wtv xvid y4m
-"""
-VIDEO_EXTENSIONS = frozenset(_ENDINGS.split())
+__all__ = [
+    "VIDEO_EXTENSIONS",
+    "Index",
+    "Media",
+    "Mixture",
+    "Source",
+    "TensorSource",
+    "index_changes",
+    "load_index",
+    "names_of",
+    "require_videos",
+    "save_index",
+    "scan",
+    "split",
+]
 
 
-@dataclass(frozen=True)
-class Index:
-    """The videos of a data set, in a fixed order.
+class Source(Protocol):
+    """What all sources have."""
 
-    Attributes:
-        root: the folder, absolute.
-        paths: relative to `root`, with forward slashes, sorted by their bytes.
-    """
-
-    root: Path
-    paths: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, item: int) -> Path:
-        """Where an item lies."""
-        return self.root / self.paths[item]
+    @property
+    def root(self) -> Path | str: ...
+    @property
+    def blocks(self) -> np.ndarray | None: ...
+    def __len__(self) -> int: ...
+    def name(self, item: int) -> str: ...
+    def label(self, item: int) -> str | None: ...
+    def media(self, item: int) -> Media: ...
+    def part(self, items: Sequence[int] | np.ndarray) -> Source: ...
 
 
 class TensorSource:
@@ -56,6 +67,9 @@ class TensorSource:
     Raises:
         UserError: no clips, or the first one has another shape or type.
     """
+
+    root = "clips from Python"
+    blocks = None
 
     def __init__(self, clips: Any) -> None:
         if not hasattr(clips, "__getitem__") or not hasattr(clips, "__len__"):
@@ -88,161 +102,149 @@ class TensorSource:
             raise UserError(f"clip {item} is {clip.dtype} {tuple(clip.shape)}, clip 0 {self.dtype} {self.shape}.", cure)
         return clip
 
-    def part(self, items: Sequence[int]) -> TensorSource:
+    def name(self, item: int) -> str:
+        return str(item)
+
+    def label(self, item: int) -> str | None:
+        return None
+
+    def media(self, item: int) -> Media:
+        raise AssertionError("clips from Python have no file")
+
+    def part(self, items: Sequence[int] | np.ndarray) -> TensorSource:
         """A source of some of the clips."""
         from torch.utils.data import Subset
 
-        return TensorSource(Subset(self._clips, items))
+        return TensorSource(Subset(self._clips, [int(item) for item in items]))
 
 
-Source = Index | TensorSource
+class Mixture:
+    """Several sources, one after the other, each with a weight.
 
-
-def scan(folder: str | Path) -> Index:
-    """Finds the video files under a folder, at any depth, by their endings in capitals or not.
-
-    Links are followed; files and folders whose names begin with a dot are not looked at.
+    Args:
+        sources: of files or shards; at least one.
+        weights: how many times each is gone through in one pass of the whole; 1 for each where None. Over any number
+            of passes each source is given exactly round(weight * its length) slots a pass.
 
     Raises:
-        UserError: the folder is missing, is a file, cannot be read, or holds no videos.
+        UserError: another number of weights than sources, or one that is not above 0.
+
+    Attributes:
+        firsts: the number of each source's first item in the whole.
+        slots: that each source is given in a pass.
     """
-    root = _folder(folder)
-    paths = sorted(filter(_is_video, _files(root, "", ())), key=os.fsencode)
-    if not paths:
-        raise _no_videos(folder, root)
-    return Index(root, tuple(paths))
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+        self.sources = tuple(sources)
+        self.weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(self.sources)
+        check_weights(len(self.sources), self.weights)
+        bounds = np.cumsum([0, *map(len, self.sources)])
+        self.firsts, self._length = bounds[:-1].tolist(), int(bounds[-1])
+        self.slots = [max(1, round(w * len(each))) for w, each in zip(self.weights, self.sources, strict=True)]
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def root(self) -> str:
+        return ", ".join(str(each.root) for each in self.sources)
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        return None  # each source has its own: data/order.py
+
+    def place(self, item: int) -> tuple[int, int]:
+        """The source that an item belongs to, and its number there."""
+        assert 0 <= item < self._length, item
+        number = int(np.searchsorted(self.firsts, item, side="right")) - 1
+        return number, item - self.firsts[number]
+
+    def name(self, item: int) -> str:
+        """The name in its own source, after that source's root where there are several."""
+        number, own = self.place(item)
+        name = self.sources[number].name(own)
+        return f"{self.sources[number].root}/{name}" if len(self.sources) > 1 else name
+
+    def label(self, item: int) -> str | None:
+        number, own = self.place(item)
+        return self.sources[number].label(own)
+
+    def media(self, item: int) -> Media:
+        number, own = self.place(item)
+        return self.sources[number].media(own)
+
+    def part(self, items: Sequence[int] | np.ndarray) -> Mixture:
+        """A mixture of some of the items, by source; weights stay, sources without items fall out."""
+        items = np.asarray(items, np.int64)
+        ends = [*self.firsts[1:], self._length]
+        own = [items[(items >= a) & (items < b)] - a for a, b in zip(self.firsts, ends, strict=True)]
+        return _mixture([source.part(each) for source, each in zip(self.sources, own, strict=True)], self.weights)
 
 
-def require_videos(folder: str | Path) -> None:
-    """Raises what `scan` would raise; stops at the first video, so it takes no time where there are many."""
-    root = _folder(folder)
-    if not any(map(_is_video, _files(root, "", ()))):
-        raise _no_videos(folder, root)
+def _mixture(sources: Sequence[Source], weights: Sequence[float]) -> Mixture:
+    """Without the sources that are empty."""
+    kept = [(source, weight) for source, weight in zip(sources, weights, strict=True) if len(source)]
+    return Mixture([source for source, _ in kept], [weight for _, weight in kept])
 
 
-def _is_video(path: str) -> bool:
-    return os.path.splitext(path)[1].lower()[1:] in VIDEO_EXTENSIONS
-
-
-def _folder(folder: str | Path) -> Path:
-    root = Path(folder).expanduser().absolute()
-    if not root.exists():
-        parent = next(parent for parent in root.parents if parent.exists())
-        raise UserError(f"{folder} does not exist; {parent} does.", "Give the folder that holds your videos.")
-    if not root.is_dir():
-        raise UserError(f"{folder} is a file.", f"Give the folder that holds it: {root.parent}")
-    return root
-
-
-def _no_videos(folder: str | Path, root: Path) -> UserError:
-    """What there is in place of videos."""
-    kinds = Counter(os.path.splitext(path)[1].lower() for path in _files(root, "", ()))
-    if not kinds:
-        return UserError(f'the folder "{folder}" is empty.', "Give the folder that holds your videos.")
-    total = sum(kinds.values())
-    met = ", ".join(f"{n} {ending or 'without ending'}" for ending, n in kinds.most_common(5))
-    more = ", ..." if len(kinds) > 5 else ""
-    return UserError(
-        f"{folder} holds no videos, only {total} file{'s' * (total > 1)}: {met}{more}.",
-        "Videos are known by their endings, such as .mp4, .mkv, .webm, .avi or .mov.",
+def check_weights(sources: int, weights: Sequence[float]) -> None:
+    """Raises `UserError` where weights do not go with so many sources."""
+    problems = Problems()
+    problems.check(
+        len(weights) == sources,
+        f"{len(weights)} weight{'s' * (len(weights) != 1)} for {sources} source{'s' * (sources != 1)}.",
+        "Give one for each, in their order.",
     )
+    problems.check(
+        all(weight > 0 for weight in weights),
+        f"weights {' '.join(f'{w:g}' for w in weights)} are not all above 0.",
+        "A weight is how many times its source is gone through in a pass: 2 for twice, 0.5 for half of it.",
+    )
+    problems.raise_any()
 
 
-def _files(root: Path, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Relative paths of the files in the folder `inside` of `root`, which lies in the folders `above`."""
-    try:
-        with os.scandir(root / inside) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
-        status = os.stat(root / inside)
-    except OSError as error:
-        raise UserError(
-            f"{root / inside} cannot be read: {error.strerror}.", "Mend its permissions or move it."
-        ) from None
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return  # a link to a folder that it lies in
-    for entry in entries:
-        if entry.is_dir():
-            yield from _files(root, f"{inside}{entry.name}/", (*above, here))
-        elif entry.is_file():
-            yield inside + entry.name
+def kin(source: Source, item: int) -> range:
+    """The items that may stand in for one that cannot be read: those of the same source."""
+    if not isinstance(source, Mixture):
+        return range(len(source))
+    number, _ = source.place(item)
+    first = source.firsts[number]
+    return range(first, first + len(source.sources[number]))
+
+
+def names_of(source: Source) -> Iterator[str]:
+    """The names of all items, in order."""
+    if isinstance(source, Index):
+        return iter(source.paths)
+    return (source.name(item) for item in range(len(source)))
 
 
 def split(source: Source, holdout: float) -> tuple[Source, Source]:
     """Parts the items into training and held-out ones.
 
-    A hash of an item's path alone decides, so new files never move old ones. (Except that training keeps at least one
-    item and, with two items or more and `holdout` above 0, so does the other part.)
+    A hash of an item's name alone decides, so new files never move old ones, and a file that is listed twice is on
+    one side. (Except that training keeps at least one item and, with two items or more and `holdout` above 0, so does
+    the other part.) The sources of a mixture are parted one by one.
 
     Args:
         source: all items.
         holdout: the held-out share, in [0, 1).
     """
-    names = source.paths if isinstance(source, Index) else [str(item) for item in range(len(source))]
-    ranks = [int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64 for name in names]
-    held = {item for item, rank in enumerate(ranks) if rank < holdout}
-    if holdout > 0 and len(names) >= 2:
-        held = held or {ranks.index(min(ranks))}
-        held = held - {ranks.index(max(ranks))} if len(held) == len(names) else held
-    else:
-        held = set()
-    rest = [item for item in range(len(names)) if item not in held]
-    if isinstance(source, Index):
-        parts = (Index(source.root, tuple(source.paths[item] for item in items)) for items in (rest, sorted(held)))
-        return next(parts), next(parts)
-    return source.part(rest), source.part(sorted(held))
+    if isinstance(source, Mixture):
+        parts = [split(each, holdout) for each in source.sources]
+        train = _mixture([train for train, _ in parts], source.weights)
+        return train, _mixture([held for _, held in parts], source.weights)
+    count = len(source)
+    if holdout <= 0 or count < 2:
+        return source.part(np.arange(count)), source.part(np.arange(0))
+    ranks = np.fromiter(map(_rank, names_of(source)), np.float64, count)
+    held = ranks < holdout
+    if not held.any():
+        held[np.argmin(ranks)] = True
+    if held.all():
+        held[np.argmax(ranks)] = False
+    return source.part(np.flatnonzero(~held)), source.part(np.flatnonzero(held))
 
 
-def save_index(path: str | Path, train: Index, holdout: Index) -> None:
-    """Writes the list of a run's videos as a CSV with the columns split and path; whole, or not at all.
-
-    The row "root" holds the folder, the others are "train" or "holdout".
-    """
-    path = Path(path)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("split", "path"))
-    writer.writerow(("root", str(train.root)))
-    writer.writerows(("train", name) for name in train.paths)
-    writer.writerows(("holdout", name) for name in holdout.paths)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        # File names are bytes to the system: those that are no UTF-8 must come back as they were.
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def load_index(path: str | Path, root: str | Path | None = None) -> tuple[Index, Index]:
-    """Reads what `save_index` wrote: the training and the held-out videos.
-
-    Args:
-        path: of the CSV.
-        root: where the videos lie now, if elsewhere.
-
-    Raises:
-        UserError: the file cannot be read or is no such list.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = [tuple(row) for row in csv.reader(file)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    named: dict[str, list[str]] = {"root": [], "train": [], "holdout": []}
-    for number, row in enumerate(rows):
-        if number == 0 and row == ("split", "path"):
-            continue
-        if number == 0 or len(row) != 2 or row[0] not in named:
-            raise UserError(f"{path}, line {number + 1} is no row of split and path.", "Write it with save_index().")
-        named[row[0]].append(row[1])
-    if len(named["root"]) != 1:
-        raise UserError(f"{path} does not say in which folder the videos lie.", "Write it with save_index().")
-    folder = Path(root).expanduser().absolute() if root is not None else Path(named["root"][0])
-    return Index(folder, tuple(named["train"])), Index(folder, tuple(named["holdout"]))
-
-
-def index_changes(old: Iterable[str], new: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The paths that were added and those that were removed, sorted, from two collections of paths."""
-    before, after = set(old), set(new)
-    return sorted(after - before), sorted(before - after)
+def _rank(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(encoded(name)).digest()[:8], "big") / 2**64

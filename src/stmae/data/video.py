@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from stmae.data.container import (
     scanned_duration,
     video_stream,
 )
+from stmae.data.media import Choose, Media, Take
 
 TOLERANCE = 1e-6  # seconds: a time this close before a frame's stamp means that frame
 MAX_BARREN_PACKETS = 1000  # in a row that give no picture
@@ -42,9 +43,6 @@ _DURATION_STATED = {"mov", "matroska", "avi", "flv", "asf"}
 _SEEKABLE = {"mov", "matroska"}
 
 _INTRA = av.video.frame.PictureType.I
-
-Choose = Callable[[int, float], Sequence[float] | np.ndarray]
-Take = Callable[[int, int, np.ndarray], None]
 
 
 class _Damaged(Exception):
@@ -63,18 +61,20 @@ class Reading:
         duration: in seconds; the true one if the end was met, else what the file states.
         repeated: for each clip, whether one frame had to serve twice.
         damage: why the rest of the file cannot be read, if a clip would have reached into it; else empty.
+        still: it is an image: that its frames are all the same is no shortage of frames.
     """
 
     duration: float
     repeated: list[bool] = field(default_factory=list)
     damage: str = ""
+    still: bool = False
 
 
-def read_clips(path: str | Path, clips: int, choose: Choose, take: Take) -> Reading:
+def read_clips(path: str | Path | Media, clips: int, choose: Choose, take: Take) -> Reading:
     """Reads several clips of one video in a single pass over it.
 
     Args:
-        path: of the file.
+        path: of the file; as a `Media`, all of it or a range.
         clips: how many.
         choose: gives the times of a clip's frames in seconds, in increasing order, from the clip's number and the
             video's duration. It is asked again, with a smaller duration, if the clip reaches beyond the true end.
@@ -93,7 +93,7 @@ def read_clips(path: str | Path, clips: int, choose: Choose, take: Take) -> Read
         return _read_clips(path, clips, choose, take, seeking=False)
 
 
-def _read_clips(path: str | Path, clips: int, choose: Choose, take: Take, seeking: bool) -> Reading:
+def _read_clips(path: str | Path | Media, clips: int, choose: Choose, take: Take, seeking: bool) -> Reading:
     with _Video(path, seeking) as video:
         reading = Reading(video.stated_duration or scanned_duration(path), [False] * clips)
         times = {clip: choose(clip, reading.duration) for clip in range(clips)}
@@ -148,7 +148,7 @@ class _Video:
         stated_duration: in seconds, as the file states it; 0 where it does not or cannot be trusted.
     """
 
-    def __init__(self, path: str | Path, seeking: bool) -> None:
+    def __init__(self, path: str | Path | Media, seeking: bool) -> None:
         self.path = path
         self.wanted: list[float] = []
         self._container = open_video(path)

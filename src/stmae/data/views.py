@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from .clips import NOMINAL_FPS, ClipTimes, centre_box, times_at
+from .container import DecodeError
 from .dataset import resized
-from .sources import Index
-from .video import DecodeError, read_clips
+from .media import Media, read_clips
+from .sources import Source
 
 LONG = 600.0  # seconds: what a file's header is believed
 
@@ -113,7 +114,12 @@ class End:
 
 
 def read_views(
-    path: str | Path, places: Places, *, image_size: tuple[int, int], give: Callable[[View], None], item: int = 0
+    path: str | Path | Media,
+    places: Places,
+    *,
+    image_size: tuple[int, int],
+    give: Callable[[View], None],
+    item: int = 0,
 ) -> End:
     """Reads the clips of one video in a single pass.
 
@@ -149,10 +155,16 @@ def read_views(
 
     reading = read_clips(path, len(chosen(longest)), choose, take)
     true = chosen(reading.duration)
-    return End(item, min(len(true), len(times)), min(reading.duration, longest), true[0].shrunk, reading.damage)
+    return End(
+        item,
+        min(len(true), len(times)),
+        min(reading.duration, longest),
+        true[0].shrunk and not reading.still,
+        reading.damage,
+    )
 
 
-def _duration(path: str | Path) -> float:
+def _duration(path: str | Path | Media) -> float:
     """The video's duration in seconds, as the file states it or, where that is long, as its end tells.
 
     A wrong header can state years, which would be more windows than any memory holds.
@@ -174,8 +186,8 @@ class _Stopped(BaseException):
     """Nobody wants the clips any more."""
 
 
-def stream_views(index: Index, places: Places, *, image_size: tuple[int, int], threads: int) -> Iterator[View | End]:
-    """The clips of all videos, in the index's order, an `End` after each video's.
+def stream_views(source: Source, places: Places, *, image_size: tuple[int, int], threads: int) -> Iterator[View | End]:
+    """The clips of all videos, in the source's order, an `End` after each video's.
 
     The next videos are decoded in threads meanwhile: FFmpeg and the resizing work outside Python's lock. Each thread
     is at most two clips ahead.
@@ -195,8 +207,7 @@ def stream_views(index: Index, places: Places, *, image_size: tuple[int, int], t
 
         try:
             try:
-                path = index.root / index.paths[item]
-                give(read_views(path, places, image_size=image_size, give=give, item=item))
+                give(read_views(source.media(item), places, image_size=image_size, give=give, item=item))
             except DecodeError as error:
                 give(End(item, 0, 0.0, False, error.reason))
             except Exception as error:
@@ -206,8 +217,8 @@ def stream_views(index: Index, places: Places, *, image_size: tuple[int, int], t
 
     with ThreadPoolExecutor(threads, "decode") as pool:
         try:
-            for item in range(len(index) + threads):
-                if item < len(index):
+            for item in range(len(source) + threads):
+                if item < len(source):
                     waiting.append(queue.Queue(maxsize=2))
                     pool.submit(work, item, waiting[-1])
                 if item >= threads and waiting:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stmae.data.sources import require_videos
 from stmae.durations import parts
 from stmae.errors import Problems, UserError, unknown
 from stmae.presets import PRESETS
@@ -290,6 +289,8 @@ def _folder_of_videos(videos: Any, problems: Problems, name: str = "videos") -> 
     if not path.is_dir():
         problems.add(f'{name} "{videos}" is a file.', f'Give a folder, such as its own, "{path.parent}".')
         return
+    from stmae.data.index import require_videos  # brings NumPy, which --help has no need of
+
     try:
         require_videos(path)
     except UserError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmae.data.sources import Index, TensorSource
+from stmae.data.sources import Source, TensorSource
 from stmae.data.views import End, View, spread, stream_views, windows
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
@@ -124,7 +124,7 @@ def _embed_tensors(source: TensorSource, batches: Encoding, options: EmbedOption
 
 
 def _embed_videos(
-    index: Index, batches: Encoding, options: EmbedOptions, stride: float, device: torch.device, log: Log
+    index: Source, batches: Encoding, options: EmbedOptions, stride: float, device: torch.device, log: Log
 ) -> Features:
     """A row per video or per window; a table of the videos that have none."""
     clip = batches.encoder.config.clip
@@ -148,7 +148,7 @@ def _embed_videos(
     for end in ends:
         if not end.clips:
             continue
-        path = printable(index.paths[end.item])
+        path = printable(index.name(end.item))
         times = [views[end.item][i] for i in range(end.clips)]
         found = [features[end.item][i] for i in range(end.clips)]
         if options.window is None:
@@ -174,13 +174,13 @@ def _encoded(
         features.setdefault(item, {})[number] = row
 
 
-def _report(log: Log, index: Index, ends: list[End]) -> None:
+def _report(log: Log, index: Source, ends: list[End]) -> None:
     """Says which videos could not be read, in part or at all.
 
     Raises:
         UserError: none could be.
     """
-    bad = {index.paths[end.item]: end.damage for end in ends if not end.clips}
+    bad = {index.name(end.item): end.damage for end in ends if not end.clips}
     if len(bad) == len(index):
         raise none_readable(bad)
     if bad:
@@ -188,7 +188,7 @@ def _report(log: Log, index: Index, ends: list[End]) -> None:
         log.table(f"{len(bad)} of {len(index)} videos cannot be read and have no row:", rows)
     partly = [end for end in ends if end.clips and end.damage]
     if partly:
-        rows = [(printable(index.paths[end.item]), f"up to {end.duration:.2f} s: {end.damage}") for end in partly]
+        rows = [(printable(index.name(end.item)), f"up to {end.duration:.2f} s: {end.damage}") for end in partly]
         log.table(f"{len(partly)} videos are damaged; the part before the damage was used:", rows)
     shrunk = sum(end.shrunk for end in ends)
     if shrunk:

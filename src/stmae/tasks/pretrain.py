@@ -14,6 +14,7 @@ from torch import Tensor
 from stmae import pictures
 from stmae.data.dataset import BadFile, Sample
 from stmae.data.loader import Batch, ClipLoader
+from stmae.data.names import Names
 from stmae.data.sources import Index, save_index
 from stmae.engine.checkpoint import Checkpoints
 from stmae.engine.log import Log, open_log
@@ -53,7 +54,7 @@ def pretrain(options: PretrainOptions) -> Path:
     with RunFolder.open(setup.options.out) as run:
         run.settle_config(setup.saved(), MAY_CHANGE)
         if isinstance(setup.source, Index):
-            kept_out = setup.held_out or Index(setup.source.root, ())
+            kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
             assert isinstance(kept_out, Index)
             save_index(run.index, setup.source, kept_out)
         _train(setup, run)

@@ -13,7 +13,8 @@ from torch import Tensor
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS, clip_key
 from stmae.data.dataset import FixedClips
-from stmae.data.sources import Index, TensorSource
+from stmae.data.media import Media
+from stmae.data.sources import Source, TensorSource
 from stmae.data.video import DecodeError
 from stmae.data.views import Places, View, read_views, spread, starting
 from stmae.engine.log import Console, Log
@@ -144,7 +145,7 @@ def save(
 
 
 def _clips(
-    source: Index | TensorSource,
+    source: Source,
     options: ReconstructOptions,
     model: MaskedAutoencoder,
     stride: float,
@@ -170,8 +171,8 @@ def _clips(
     for item in _order(len(source), options.clips):
         if len(found.videos) == options.clips:
             return
-        path = source.paths[item]
-        view = _middle(source.path(item), places, size, options.start, log)
+        path = source.name(item)
+        view = _middle(source.media(item), places, size, options.start, log)
         if isinstance(view, str):
             found.bad[path] = view
             continue
@@ -179,19 +180,19 @@ def _clips(
         yield _Clip(path, _free(Path(path).stem, stems), view.clip[None], key, view.times)
 
 
-def _middle(path: Path, places: Places, size: tuple[int, int], start: float | None, log: Log) -> View | str:
+def _middle(media: Media, places: Places, size: tuple[int, int], start: float | None, log: Log) -> View | str:
     """The clip of a video, or why there is none."""
     views: list[View] = []
     try:
-        end = read_views(path, places, image_size=size, give=views.append)
+        end = read_views(media, places, image_size=size, give=views.append)
     except DecodeError as error:
         return error.reason
     if start is not None and start >= end.duration:
         return f"it ends at {end.duration:.2f} s, before the start {start:g} s"
     if end.damage:
-        log.warning(f"{printable(path.name)} can be read up to {end.duration:.2f} s only: {end.damage}")
+        log.warning(f"{printable(Path(media.name).name)} can be read up to {end.duration:.2f} s only: {end.damage}")
     if end.shrunk:
-        log.message(f"{printable(path.name)} is shorter than a clip: its frames are taken closer together.")
+        log.message(f"{printable(Path(media.name).name)} is shorter than a clip: its frames are taken closer together.")
     return views[-1]
 
 

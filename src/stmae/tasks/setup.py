@@ -156,7 +156,7 @@ def part(found: Source, options: PretrainOptions) -> tuple[Source, Source | None
     if not (isinstance(found, Index) and run.exists and run.index.exists()):
         return *_split(found, options.holdout), ""
     training, kept_out = load_index(run.index, found.root)
-    begun_with = (*training.paths, *kept_out.paths)
+    begun_with = [*training.paths, *kept_out.paths]
     added, removed = index_changes(begun_with, found.paths)
     if len(removed) == len(begun_with):
         raise UserError(
@@ -210,7 +210,7 @@ def clip_shape(options: PretrainOptions, source: Source, asked: set[str]) -> tup
         UserError: a size that was asked for and that the tensors do not have.
     """
     wanted = (options.frames, options.image_size, options.image_size)
-    if isinstance(source, Index):
+    if not isinstance(source, TensorSource):
         return 3, wanted
     channels, *shape = source.shape
     differs = [name for name, place in (("frames", 0), ("image_size", 1)) if wanted[place] != shape[place]]

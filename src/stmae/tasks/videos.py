@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stmae.data.names import Names
 from stmae.data.sources import Index, TensorSource, load_index, scan
 from stmae.errors import UserError
 from stmae.model.config import ClipConfig
@@ -31,7 +32,7 @@ def open_videos(videos: Any, clip: ClipConfig) -> Index | TensorSource:
     if run.exists and run.index.exists():
         training, held_out = load_index(run.index)
         return held_out if len(held_out) else training
-    return scan(path) if path.is_dir() else Index(path.parent, (path.name,))
+    return scan(path) if path.is_dir() else Index(path.parent, Names.of([path.name]))
 
 
 def stride_of(extras: Mapping[str, Any]) -> float:
