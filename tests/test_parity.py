@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stmae.errors import UserError
-from stmae.interop import load_reference, mae_st, save_reference
+from stmae.interop import load_reference, save_reference
+from stmae.interop.families import FAMILIES
+from stmae.interop.naming import to_theirs
 from stmae.model.heads import Classifier
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
 from stmae.model.patches import Positions
@@ -89,7 +91,7 @@ def test_forward(pretrained):
 def test_gradients(pretrained):
     model, out = run(pretrained)
     out.loss.backward()
-    ours = mae_st.to_theirs({name: p.grad for name, p in model.named_parameters()}, model.config)
+    ours = to_theirs({name: p.grad for name, p in model.named_parameters()}, model.config, FAMILIES["mae_st"])
     assert set(ours) == set(pretrained.weights)
     assert set(pretrained.grads) <= set(ours)
     assert len(pretrained.grads) >= 60

@@ -6,17 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import UserError
-from ..model.config import ClassifierConfig, EncoderConfig, MaeConfig, from_dict
+from ..model.config import from_dict
 from ..model.encoder import VideoViT
-from ..model.heads import Classifier
 from ..model.mae import MaskedAutoencoder
 from ..runs import find_weights, load_weights
-from .reference import load_strictly
-
-Model = MaskedAutoencoder | VideoViT | Classifier
+from .reference import Model, empty, load_strictly
 
 
 def load(where: str | Path) -> VideoViT:
@@ -53,15 +48,6 @@ def load_with_extras(where: str | Path) -> tuple[Model, Mapping[str, Any]]:
     tensors, stored = load_weights(find_weights(where))
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model"), Mapping):
         raise UserError(f'the header of "{where}" describes no model.', "Give a file that stmae has written.")
-    config = from_dict(stored["model"])
-    with torch.device("meta"):
-        model: Model
-        if isinstance(config, MaeConfig):
-            model = MaskedAutoencoder(config)
-        elif isinstance(config, ClassifierConfig):
-            model = Classifier(config)
-        else:
-            assert isinstance(config, EncoderConfig)
-            model = VideoViT(config)
+    model = empty(from_dict(stored["model"]))
     load_strictly(model, tensors)
     return model.eval(), {name: value for name, value in stored.items() if name != "model"}

@@ -14,18 +14,22 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.config import ClassifierConfig, MaeConfig
+from ..model.encoder import VideoViT
 from ..model.heads import Classifier
 from ..model.mae import MaskedAutoencoder
-from . import mae_st
+from .families import FAMILIES
+from .naming import Config, Family, rename, to_ours, to_theirs
+from .reading import not_kept, read_config
 
-Family = Literal["mae_st"]
-FAMILIES = {"mae_st": mae_st}
+FamilyName = Literal["mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"]
+Model = MaskedAutoencoder | Classifier | VideoViT
 
 
 def load_reference(
-    checkpoint: str | Path | Mapping[str, Any], *, family: Family, config: Mapping[str, Any] | None = None
-) -> MaskedAutoencoder | Classifier:
-    """A reference implementation's checkpoint as one of our models, in eval mode.
+    checkpoint: str | Path | Mapping[str, Any], *, family: FamilyName, config: Mapping[str, Any] | None = None
+) -> Model:
+    """A reference implementation's checkpoint as one of our models, in eval mode: what the file holds, an autoencoder,
+    a classifier or an encoder alone. It keeps the family's own mean and std for uint8 clips.
 
     Args:
         checkpoint: a state dict, or a path to a ``.pth`` file (read with `weights_only`) or a ``.safetensors`` one.
@@ -36,27 +40,39 @@ def load_reference(
     Raises:
         UserError: an unreadable file, an unknown family, names that are missing, left over or of another shape.
     """
-    source = _family(family)
+    source = pick(family)
     content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint).expanduser())
-    state = _state_dict(content)
-    parsed = source.read_config(state, config if config is not None else stored)
-    ours = source.to_ours(state, parsed)
-    with torch.device("meta"):
-        model: MaskedAutoencoder | Classifier
-        model = MaskedAutoencoder(parsed) if isinstance(parsed, MaeConfig) else Classifier(parsed)
+    renamed = rename(_state_dict(content), source)
+    parsed = read_config(renamed, source, config if config is not None else stored)
+    ours = to_ours(renamed, parsed, source)
+    model = empty(parsed)
     load_strictly(model, ours)
     return model.eval()
 
 
-def save_reference(model: MaskedAutoencoder | Classifier, *, family: Family) -> dict[str, Tensor]:
+def save_reference(model: Model, *, family: FamilyName) -> dict[str, Tensor]:
     """The model's weights under a reference implementation's names and shapes.
 
     Raises:
-        UserError: an unknown family, or a model that the family has no names for.
+        UserError: an unknown family, or a model that the family's code would not compute as it is.
     """
-    config = model.config
-    assert isinstance(config, MaeConfig | ClassifierConfig)
-    return _family(family).to_theirs(model.state_dict(), config)
+    source = pick(family)
+    theirs = to_theirs(model.state_dict(), model.config, source)
+    lost = not_kept(model.config, rename(theirs, source), source)
+    if lost:
+        raise UserError(
+            f"{source.project} cannot hold this model:\n    " + "\n    ".join(lost),
+            "\n  Save it in stmae's own format.",
+        )
+    return theirs
+
+
+def empty(config: Config) -> Model:
+    """A model on the meta device."""
+    with torch.device("meta"):
+        if isinstance(config, MaeConfig):
+            return MaskedAutoencoder(config)
+        return Classifier(config) if isinstance(config, ClassifierConfig) else VideoViT(config)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -92,7 +108,12 @@ def fill_buffers(model: nn.Module) -> None:
             module.reset_parameters()  # type: ignore[operator]
 
 
-def _family(family: str) -> Any:
+def pick(family: str) -> Family:
+    """A family by name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if family not in FAMILIES:
         raise UserError(f'unknown family "{family}".', f"Known: {', '.join(FAMILIES)}.")
     return FAMILIES[family]

@@ -18,7 +18,7 @@ from ..errors import Problems, UserError, unknown
 PositionLayout = Literal["separable", "joint"]
 PositionValues = Literal["learned", "learned_from_sincos", "sincos"]
 PredictFrames = Literal["strided", "linspace", "all"]
-TargetKind = Literal["normalized_pixels", "pixels"]
+TargetKind = Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels"]
 Grid = tuple[int, int, int]  # tokens over time, rows, columns
 
 
@@ -112,13 +112,19 @@ class BlocksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """A vanilla ViT over spacetime patches (paper, section 3)."""
+    """A vanilla ViT over spacetime patches (paper, section 3).
+
+    `norm`: whether a layer norm follows the last block; Hugging Face's VideoMAE can be without. `norm_eps` is that
+    norm's epsilon where it is not the blocks'.
+    """
 
     clip: ClipConfig
     blocks: BlocksConfig
     positions: PositionLayout = "separable"
     position_values: PositionValues = "learned"
     class_token: bool = True
+    norm: bool = True
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -131,12 +137,16 @@ class DecoderConfig:
     """The small ViT that paints back.
 
     `class_token`: "own" is a token of the decoder's own (mae_st), "encoder" hands on the encoder's (PySlowFast).
+    `embed_bias`: whether the layer from the encoder's width to the decoder's has a bias; VideoMAE's has none.
+    `norm_eps`: of the norm after the last block, where it is not the blocks'.
     """
 
     blocks: BlocksConfig
     positions: PositionLayout = "separable"
     position_values: PositionValues = "learned"
     class_token: Literal["own", "encoder", "none"] = "own"
+    embed_bias: bool = True
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         problems = Problems()

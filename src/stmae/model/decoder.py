@@ -24,7 +24,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config.decoder
         clip, width = config.encoder.clip, config.decoder.blocks.width
-        self.embed = Linear(config.encoder.blocks.width, width)
+        self.embed = Linear(config.encoder.blocks.width, width, bias=self.config.embed_bias)
         # With mask tokens in the encoder every token arrives here encoded already.
         self.mask_token = None if config.mask_tokens_in_encoder else nn.Parameter(torch.empty(1, width))
         self.class_token = nn.Parameter(torch.empty(1, width)) if self.config.class_token == "own" else None
@@ -32,7 +32,8 @@ class Decoder(nn.Module):
             clip.grid, width, self.config.positions, self.config.position_values, self.config.class_token != "none"
         )
         self.blocks = blocks(self.config.blocks)
-        self.norm = LayerNorm(width, eps=self.config.blocks.norm_eps)
+        eps = self.config.blocks.norm_eps if self.config.norm_eps is None else self.config.norm_eps
+        self.norm = LayerNorm(width, eps=eps)
         self.head = Linear(width, config.target_values)
         self.reset_parameters()
 

@@ -34,7 +34,8 @@ class VideoViT(nn.Module):
             config.clip.grid, width, config.positions, config.position_values, config.class_token
         )
         self.blocks = blocks(config.blocks)
-        self.norm = LayerNorm(width, eps=config.blocks.norm_eps)
+        eps = config.blocks.norm_eps if config.norm_eps is None else config.norm_eps
+        self.norm = LayerNorm(width, eps=eps) if config.norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

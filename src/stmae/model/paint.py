@@ -12,7 +12,9 @@ published pictures show; it gives away the brightness and the contrast of every 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from .config import Grid
 from .mae import MaeOutput, MaskedAutoencoder
 from .patches import patchify, take, unpatchify
-from .targets import patch_statistics, target_frames
+from .targets import channel_statistics, patch_statistics, target_frames
 
 Statistics = Literal["visible", "true"]
 
@@ -78,16 +80,17 @@ def paint(model: MaskedAutoencoder, clip: Tensor, output: MaeOutput, *, statisti
     grid = (t, h, w)
     patches = normalizer(patchify(shown, patch))  # (B, N, P)
 
-    prediction = output.prediction.float()
-    if config.target == "normalized_pixels":
+    prediction, channels = output.prediction.float(), config.encoder.clip.channels
+    if config.target != "pixels":
+        per_channel = config.target == "normalized_pixels_per_channel"
+        of = partial(channel_statistics, channels=channels) if per_channel else patch_statistics
         mean, deviation = (
-            patch_statistics(take(patches, output.hidden_ids))
+            of(take(patches, output.hidden_ids))
             if statistics == "true"
-            else visible_statistics(patches, output.visible, output.hidden_ids, grid)
+            else visible_statistics(patches, output.visible, output.hidden_ids, grid, of)
         )
         prediction = prediction * deviation + mean
 
-    channels = config.encoder.clip.channels
     colour = take(patches, output.visible).unflatten(-1, (-1, channels)).mean(dim=(1, 2))  # (B, C)
     nothing = colour.repeat(1, patches.shape[-1] // channels)[:, None].expand_as(prediction)
     copied = take(patches, nearest_visible(output.visible, output.hidden_ids, grid))
@@ -111,21 +114,28 @@ def paint(model: MaskedAutoencoder, clip: Tensor, output: MaeOutput, *, statisti
         nothing=filled(nothing),
         copied=filled(copied),
         hidden=hidden,
-        statistics=statistics if config.target == "normalized_pixels" else None,
+        statistics=None if config.target == "pixels" else statistics,
     )
 
 
-def visible_statistics(patches: Tensor, visible: Tensor, hidden_ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Estimates of hidden patches' mean and deviation, (B, M, 1) each, that look at visible patches alone.
+def visible_statistics(
+    patches: Tensor,
+    visible: Tensor,
+    hidden_ids: Tensor,
+    grid: Grid,
+    of: Callable[[Tensor], tuple[Tensor, Tensor]] = patch_statistics,
+) -> tuple[Tensor, Tensor]:
+    """Estimates of hidden patches' mean and deviation, (B, M, 1 or P) each, that look at visible patches alone.
 
     Means of the visible patches' own, weighted by how near they are in time and space.
 
     Args:
         patches: (B, N, P), normalised.
+        of: gives patches' own mean and deviation.
     """
-    own = torch.cat(patch_statistics(take(patches, visible)), dim=-1)  # (B, V, 2)
+    own = torch.cat(of(take(patches, visible)), dim=-1)
     weights = _nearness(visible, hidden_ids, grid)
-    mean, deviation = ((weights @ own) / weights.sum(dim=-1, keepdim=True)).split(1, dim=-1)
+    mean, deviation = ((weights @ own) / weights.sum(dim=-1, keepdim=True)).chunk(2, dim=-1)
     return mean, deviation
 
 

@@ -38,6 +38,8 @@ def pixel_targets(
         patches = patchify(clip.index_select(2, chosen), (1, ph, pw))
     # The first frame's values come first in a patch, so "strided" is a slice.
     values = normalize(take(patches, hidden_ids)[..., : config.target_values])
+    if config.target == "normalized_pixels_per_channel":
+        return standardize_channels(normalize.undo(values), config.encoder.clip.channels)
     return standardize(values) if config.target == "normalized_pixels" else values
 
 
@@ -45,6 +47,19 @@ def standardize(values: Tensor) -> Tensor:
     """(x - mean) / sqrt(var + 1e-6) over the last dimension, unbiased variance (paper, section 4; MAE)."""
     mean, deviation = patch_statistics(values)
     return (values - mean) / deviation
+
+
+def standardize_channels(pixels: Tensor, channels: int) -> Tensor:
+    """VideoMAE's: each colour channel of a patch (..., P) on its own, of pixels in 0..1, divisor deviation + 1e-6."""
+    mean, deviation = channel_statistics(pixels, channels)
+    return (pixels - mean) / deviation
+
+
+def channel_statistics(pixels: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and sqrt(variance) + 1e-6 of each channel, in the shape of `pixels` (..., P), channel fastest."""
+    each = pixels.unflatten(-1, (-1, channels))
+    variance, mean = torch.var_mean(each, dim=-2, keepdim=True)
+    return mean.expand_as(each).flatten(-2), (variance.sqrt() + 1e-6).expand_as(each).flatten(-2)
 
 
 def patch_statistics(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -229,7 +229,7 @@ def _report(log: Log, found: Reconstructions, model: MaskedAutoencoder, statisti
             for kind in kinds.values()
         ]
         rows.append((f"{100 * ratio:g} %", cells[0], cells[1], cells[2]))
-    how = pictures.STATISTICS[statistics if model.config.target == "normalized_pixels" else None]
+    how = pictures.STATISTICS[None if model.config.target == "pixels" else statistics]
     mean = f", mean of {count} clips" if count > 1 else ""
     log.table(f"explained variance and PSNR of the hidden pixels{mean} ({how})", rows)
     if found.bad:
