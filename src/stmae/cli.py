@@ -22,6 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from stmae.errors import Problems, UserError, did_you_mean, unknown
 from stmae.tasks.options import (
+    ConvertOptions,
     DemoOptions,
     DoctorOptions,
     EmbedOptions,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "pretrain": (PretrainOptions, "stmae.tasks.pretrain:pretrain"),
     "reconstruct": (ReconstructOptions, "stmae.tasks.reconstruct:reconstruct"),
     "embed": (EmbedOptions, "stmae.tasks.embed:embed"),
+    "convert": (ConvertOptions, "stmae.tasks.convert:convert"),
     "demo": (DemoOptions, "stmae.tasks.demo:demo"),
     "doctor": (DoctorOptions, "stmae.tasks.doctor:doctor"),
     "presets": (PresetsOptions, "stmae.tasks.list_presets:list_presets"),

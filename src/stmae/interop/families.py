@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import UserError
 from .naming import Family
+
+FamilyName = Literal["mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIT_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # vit_small to vit_giant
@@ -86,6 +94,7 @@ VIDEOMAE = Family(
     qkv="fused_qv_bias",
     positions="sincos",
     heads=VIT_HEADS,
+    decoder_heads={192: 3, 384: 6, 512: 8, 640: 8},
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     target="normalized_pixels_per_channel",
@@ -154,10 +163,36 @@ MAE_IMAGE = Family(
     image=True,
 )
 
-FAMILIES = {
+FAMILIES: dict[FamilyName, Family] = {
     "mae_st": MAE_ST,
     "slowfast": SLOWFAST,
     "videomae": VIDEOMAE,
     "videomae_hf": VIDEOMAE_HF,
     "mae_image": MAE_IMAGE,
 }
+
+
+def recognise(state: Mapping[str, Tensor]) -> FamilyName:
+    """Whose checkpoint a state dict is of, by its names and shapes.
+
+    Raises:
+        UserError: nobody's that is known.
+    """
+    kernel = state.get("patch_embed.proj.weight", state.get("encoder.patch_embed.proj.weight"))
+    if any("patch_embeddings.projection" in name for name in state):
+        return "videomae_hf"
+    if any(name.startswith(("pred_head.transforms.", "head.projection.")) for name in state):
+        return "slowfast"
+    if any(name.endswith(".attn.q_bias") for name in state) or "encoder_to_decoder.weight" in state:
+        return "videomae"
+    if any(name.endswith(".attn.q.weight") for name in state):
+        return "mae_st"
+    if kernel is not None and kernel.ndim == 4:
+        return "mae_image"
+    if "pos_embed_spatial" in state:
+        return "slowfast"
+    some = ", ".join(list(state)[:4]) or "none at all"
+    raise UserError(
+        f"the checkpoint's names are not those of a known family: {some}, ...",
+        f"Known are {', '.join(FAMILIES)}; name one with family= if it is.",
+    )

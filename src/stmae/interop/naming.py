@@ -90,6 +90,7 @@ def _our_name(name: str, family: Family) -> str:
 
 
 def _their_name(name: str, config: Config, family: Family) -> str:
+    """Empty where they have none."""
     if family.decoder_norm and name.startswith("decoder.norm."):
         assert isinstance(config, MaeConfig)
         return f"{family.decoder_norm}.{config.decoder.blocks.depth}.{name.removeprefix('decoder.norm.')}"
@@ -97,7 +98,7 @@ def _their_name(name: str, config: Config, family: Family) -> str:
     for ours, theirs in table.items():
         if name == ours or (ours.endswith(".") and name.startswith(ours)):
             return theirs + _in_block(name, family.block)[len(ours) :]
-    raise UserError(f'{family.project} has no place for "{name}".', "Save the model in stmae's own format instead.")
+    return ""
 
 
 def _in_block(name: str, table: Mapping[str, str]) -> str:
@@ -162,7 +163,13 @@ def to_theirs(ours: Mapping[str, Tensor], config: Config, family: Family) -> Sta
             continue
         else:
             shaped[name] = value[None] if ".positions." in name or name.endswith("_token") else value
-    return {_their_name(name, config, family): value.contiguous() for name, value in shaped.items()}
+    names = {name: _their_name(name, config, family) for name in shaped}
+    homeless = [name for name, theirs in names.items() if not theirs]
+    if homeless:
+        raise UserError(
+            f"{family.project} has no place for {', '.join(homeless)}.", "Save the model in stmae's own format instead."
+        )
+    return {names[name]: value.contiguous() for name, value in shaped.items()}
 
 
 def inflate(kernel: Tensor, frames: int) -> Tensor:

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..errors import UserError
 from ..model.config import from_dict
 from ..model.encoder import VideoViT
 from ..model.mae import MaskedAutoencoder
 from ..runs import find_weights, load_weights
-from .reference import Model, empty, load_strictly
+from ..weights import ENCODER
+from .reference import PICKLES, Model, empty, load_strictly, open_reference
 
 
 def load(where: str | Path) -> VideoViT:
-    """The encoder of a run or weights file, in eval mode on the CPU.
+    """The encoder of a run, a weights file or another project's checkpoint, in eval mode on the CPU.
 
     >>> encoder = stmae.load("runs/first")
     >>> features = encoder(clip)  # uint8 (B, 3, 16, 224, 224) to (B, D)
@@ -44,10 +47,27 @@ def load_model(where: str | Path) -> Model:
 
 
 def load_with_extras(where: str | Path) -> tuple[Model, Mapping[str, Any]]:
-    """The model, and what else the file's header says: under "clip" how the run sampled its clips."""
+    """The model, and what else is known of it: under "clip" how its run sampled clips, under "source" whose it is."""
+    if is_reference(where):
+        return open_reference(where)
     tensors, stored = load_weights(find_weights(where))
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model"), Mapping):
         raise UserError(f'the header of "{where}" describes no model.', "Give a file that stmae has written.")
     model = empty(from_dict(stored["model"]))
     load_strictly(model, tensors)
     return model.eval(), {name: value for name, value in stored.items() if name != "model"}
+
+
+def is_reference(where: str | Path) -> bool:
+    """Whether this is another project's checkpoint: a file that is not ours, or a folder of transformers."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        ours = (path / ENCODER).exists() or (path / "config.yaml").exists() or (path / "checkpoints").exists()
+        return not ours and (path / "config.json").is_file()
+    if path.suffix in PICKLES:
+        return path.is_file()
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return "stmae_format" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # our own reader says what is wrong with it

@@ -90,7 +90,10 @@ def not_kept(config: Config, state: Mapping[str, Tensor], family: Family) -> lis
     return [
         f"{name}: {value} here, {theirs.get(name)} there"
         for name, value in _flat(as_dict(config))
-        if theirs.get(name) != value and not name.endswith(own) and name not in ("clip.mean", "clip.std", "dropout")
+        if theirs.get(name) != value
+        and not name.endswith(own)
+        and name not in ("clip.mean", "clip.std", "dropout")
+        and not (name.endswith("position_values") and family.positions == "learned")  # the tables go along
     ]
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,37 +17,54 @@ from ..model.config import ClassifierConfig, MaeConfig
 from ..model.encoder import VideoViT
 from ..model.heads import Classifier
 from ..model.mae import MaskedAutoencoder
-from .families import FAMILIES
+from .families import FAMILIES, FamilyName, recognise
 from .naming import Config, Family, rename, to_ours, to_theirs
 from .reading import not_kept, read_config
 
-FamilyName = Literal["mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"]
+PICKLES = (".pth", ".pyth", ".pt", ".bin", ".ckpt")
+HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 Model = MaskedAutoencoder | Classifier | VideoViT
 
 
 def load_reference(
-    checkpoint: str | Path | Mapping[str, Any], *, family: FamilyName, config: Mapping[str, Any] | None = None
+    checkpoint: str | Path | Mapping[str, Any],
+    *,
+    family: FamilyName | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Model:
     """A reference implementation's checkpoint as one of our models, in eval mode: what the file holds, an autoencoder,
     a classifier or an encoder alone. It keeps the family's own mean and std for uint8 clips.
 
     Args:
-        checkpoint: a state dict, or a path to a ``.pth`` file (read with `weights_only`) or a ``.safetensors`` one.
-        family: whose checkpoint it is.
+        checkpoint: a state dict, or a path to a ``.pth``, ``.pyth``, ``.pt`` or ``.bin`` file (read with
+            `weights_only`: nothing in it is run), a ``.safetensors`` one, or a folder of transformers.
+        family: whose checkpoint it is; None recognises it by its names and shapes.
         config: the reference's options by its own names, for what names and shapes do not tell (heads, mask ratio,
             frames); options that a safetensors file carries under "config" are used without it.
 
     Raises:
         UserError: an unreadable file, an unknown family, names that are missing, left over or of another shape.
     """
-    source = pick(family)
-    content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else _read(Path(checkpoint).expanduser())
-    renamed = rename(_state_dict(content), source)
+    return open_reference(checkpoint, family=family, config=config)[0]
+
+
+def open_reference(
+    checkpoint: str | Path | Mapping[str, Any],
+    *,
+    family: FamilyName | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    """As `load_reference`; beside the model, under "source" whose weights these are and their licence."""
+    content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else read(Path(checkpoint).expanduser())
+    state = _state_dict(content)
+    source = pick(family or recognise(state))
+    renamed = rename(state, source)
     parsed = read_config(renamed, source, config if config is not None else stored)
     ours = to_ours(renamed, parsed, source)
     model = empty(parsed)
     load_strictly(model, ours)
-    return model.eval()
+    about = f"{source.project}; licence of its published weights: {source.licence}"
+    return model.eval(), {"source": about}
 
 
 def save_reference(model: Model, *, family: FamilyName) -> dict[str, Tensor]:
@@ -119,7 +136,14 @@ def pick(family: str) -> Family:
     return FAMILIES[family]
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
+def read(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """What a checkpoint's file holds, and the options beside it, if any.
+
+    Raises:
+        UserError: nothing there, or nothing that can be read without running what is in it.
+    """
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise UserError(f'there is no file "{path}".', "Give a .pth or .safetensors file.")
     if path.suffix == ".safetensors":
@@ -140,6 +164,24 @@ def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
         raise UserError(
             f'"{path}" cannot be read safely: {reason}', "It is damaged, or holds more than weights, which is not run."
         ) from None
+
+
+def _read_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A folder of transformers: config.json and weights."""
+    found = [folder / name for name in HF_WEIGHTS if (folder / name).is_file()]
+    try:
+        options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        options = None
+    if not found or not isinstance(options, dict):
+        raise UserError(
+            f'"{folder}" is no model folder of transformers.', f"It needs config.json and {' or '.join(HF_WEIGHTS)}."
+        )
+    if options.get("model_type") != "videomae":
+        raise UserError(
+            f'"{folder}" holds a model of type "{options.get("model_type")}".', "stmae reads videomae folders."
+        )
+    return read(found[0])[0], options
 
 
 def _state_dict(checkpoint: Any) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from stmae.durations import parts
 from stmae.errors import Problems, UserError, unknown
 from stmae.presets import PRESETS
 from stmae.tasks.options import (
+    ConvertOptions,
     DemoOptions,
     EmbedOptions,
     ModelOptions,
@@ -188,6 +189,18 @@ def check_embed(options: EmbedOptions, problems: Problems) -> None:
     _workers(options.workers, problems)
 
 
+def check_convert(options: ConvertOptions, problems: Problems) -> None:
+    """Everything `stmae convert` can refuse before it looks into the checkpoint."""
+    _exists("model", options.model, "Give a checkpoint's file, a folder of transformers or a run", problems)
+    folder = options.to in ("stmae", "videomae_hf")
+    if not folder and options.out.suffix not in (".pth", ".safetensors"):
+        problems.add(
+            f'out "{options.out}" is neither a .pth nor a .safetensors file, which --to {options.to} writes.',
+            f"Name it {options.out.with_suffix('.pth')}.",
+        )
+    _writable("out", options.out, problems, folder=folder)
+
+
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
@@ -200,6 +213,7 @@ CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
     PretrainOptions: check_pretrain,
     ReconstructOptions: check_reconstruct,
     EmbedOptions: check_embed,
+    ConvertOptions: check_convert,
     DemoOptions: check_demo,
 }
 

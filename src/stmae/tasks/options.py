@@ -20,6 +20,8 @@ from stmae import durations
 Source = Annotated[Any, arg(constructor=str, metavar="VIDEOS")]
 
 
+Families = Literal["mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"]
+
 if TYPE_CHECKING:
     AnyPath = Any  # text may be given and a Path is read, which a type checker has no way to be told
 else:
@@ -246,6 +248,32 @@ class EmbedOptions(RunOptions):
     """Clips per step."""
     workers: Annotated[int | None, default("from the machine's cores")] = None
     """Threads that decode videos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
+    """Convert other projects' checkpoints to stmae's format, or models of that shape back to theirs.
+
+    Reads mae_st, PySlowFast's MAE, VideoMAE (v1, v2), transformers' VideoMAE folders and image MAE; says what the file
+    holds, what was assumed and which licence such weights come under.
+
+    Examples:
+
+        stmae convert VIT_L_16x4_MAE_PT.pyth --out models/large
+        stmae convert mae_visualize_vit_base.pth --out models/from-image --sizes num_frames=16
+        stmae convert runs/first --out first.pth --to mae_st
+    """
+
+    model: Positional[str] = field(kw_only=False)
+    """Checkpoint to read: a file, a folder of transformers, or a run."""
+    out: AnyPath
+    """Folder to write; with --to another family's, the .pth or .safetensors file (a folder for videomae_hf)."""
+    family: Annotated[Families | None, default("recognised by names and shapes")] = None
+    """Whose checkpoint it is."""
+    sizes: Annotated[tuple[str, ...], default("the published models'")] = ()
+    """What names and shapes do not tell, by the reference's names: num_heads=12 decoder_num_heads=8 num_frames=16."""
+    to: Literal["stmae", "mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"] = "stmae"
+    """Whose format to write."""
 
 
 @dataclass(frozen=True, kw_only=True)
