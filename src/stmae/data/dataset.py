@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,17 @@ from torch.utils.data import Dataset
 
 from stmae.data import clips as choice
 from stmae.data.container import DecodeError
-from stmae.data.media import read_clips
+from stmae.data.media import Media, read_clips
 from stmae.data.order import Kind, Order, Place
 from stmae.data.sources import Source, TensorSource, kin
 from stmae.errors import Problems, UserError
 
 MAX_STAND_INS = 50  # unreadable files in a row
+NO_VERDICTS: Mapping[int, str] = {}
+
+
+def _unwatched(item: int) -> None:
+    """What `begin` is where nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,14 @@ class BadFile:
         reason: in words.
         item: its position in the index.
         used: whether the sound part before the damage was used; else another file stood in.
+        verdict: whether it was not read because it had cost several worker processes in this slot (`workers.Verdict`).
     """
 
     path: str
     reason: str
     item: int
     used: bool = False
+    verdict: bool = False
 
 
 @dataclass
@@ -76,15 +84,18 @@ class _Clips(Dataset[Sample]):
             )
         problems.raise_any()
 
-    def _read(self, item: int, keys: list[int]) -> Sample:
+    def _read(self, item: int, keys: list[int], begin: Callable[[int], None] = _unwatched) -> Sample:
         """The clips with these keys from one item.
 
         Raises:
             DecodeError
         """
         if isinstance(self.source, TensorSource):
+            begin(item)
             return self._take(item, keys)
-        return self._decode(item, keys)
+        media = self.source.media(item)  # may have to be fetched first
+        begin(item)
+        return self._decode(media, item, keys)
 
     def _take(self, item: int, keys: list[int]) -> Sample:
         assert isinstance(self.source, TensorSource)
@@ -92,7 +103,7 @@ class _Clips(Dataset[Sample]):
         clips = torch.stack([clip.flip(-1) if self._flip(key) else clip for key in keys])
         return Sample(clips, torch.tensor(keys), item)
 
-    def _decode(self, item: int, keys: list[int]) -> Sample:
+    def _decode(self, media: Media, item: int, keys: list[int]) -> Sample:
         height, width = self.image_size
         pixels = torch.empty(len(keys), self.frames, height, width, 3, dtype=torch.uint8)
         boxes: dict[int, choice.Box] = {}
@@ -108,7 +119,7 @@ class _Clips(Dataset[Sample]):
                 boxes[clip] = self._box(keys[clip], frame.shape[0], frame.shape[1])
             pixels[clip, position] = resized(frame, boxes[clip], height, width, self._flip(keys[clip]))
 
-        reading = read_clips(self.source.media(item), len(keys), choose, take)
+        reading = read_clips(media, len(keys), choose, take)
         bad = [BadFile(self.source.name(item), reading.damage, item, used=True)] if reading.damage else []
         clips = pixels.permute(0, 4, 1, 2, 3)
         return Sample(clips, torch.tensor(keys), item, bad, 0 if reading.still else sum(shrunk), sum(reading.repeated))
@@ -178,6 +189,17 @@ class VideoClips(_Clips):
     def __len__(self) -> int:
         return len(self._whole_order())  # of one pass; slots go on beyond it
 
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Of a slot's clips: (R, C, T, H, W)."""
+        channels = self.source.shape[0] if isinstance(self.source, TensorSource) else 3
+        return (self.repeats, channels, self.frames, *self.image_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the clips."""
+        return self.source.dtype if isinstance(self.source, TensorSource) else torch.uint8
+
     def place(self, slot: int) -> Place:
         """What a slot shows, whether or not it can be read."""
         return self._whole_order().at(slot)
@@ -189,20 +211,35 @@ class VideoClips(_Clips):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_order": None}
 
-    def __getitem__(self, slot: int | Place) -> Sample:
+    def __getitem__(self, slot: int) -> Sample:
+        return self.sample(self.place(slot))
+
+    def sample(
+        self,
+        place: Place,
+        verdicts: Mapping[int, str] = NO_VERDICTS,
+        begin: Callable[[int], None] = _unwatched,
+    ) -> Sample:
         """The clips of a slot; if its video cannot be read, those of the next readable one in its own chain of keys.
+
+        Args:
+            place: what the slot shows, `self.place(slot)`.
+            verdicts: items that are bad files in this slot whatever reading them would give, and why.
+            begin: is told of each item when its bytes are there and are about to be decoded.
 
         Raises:
             UserError: too many unreadable videos in a row.
         """
-        _, item, pass_ = slot if isinstance(slot, Place) else self.place(slot)
+        _, item, pass_ = place
         root, kindred = self.seed, kin(self.source, item)
         bad: list[BadFile] = []
         while len(bad) < MAX_STAND_INS:
             try:
-                sample = self._read(item, [choice.clip_key(root, pass_, item, r) for r in range(self.repeats)])
+                if item in verdicts:
+                    raise DecodeError(self.source.name(item), verdicts[item])
+                sample = self._read(item, [choice.clip_key(root, pass_, item, r) for r in range(self.repeats)], begin)
             except DecodeError as error:
-                bad.append(BadFile(self.source.name(item), error.reason, item))
+                bad.append(BadFile(self.source.name(item), error.reason, item, verdict=item in verdicts))
                 # Keys of its own as well: the stand-in must not repeat a clip from its own slot.
                 root = choice.next_key(choice.clip_key(root, pass_, item, 0))
                 item = kindred[int(choice.uniform(root, choice.ITEM) * len(kindred))]

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
-import multiprocessing
-import signal
-import sys
 import time
-import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from multiprocessing import resource_tracker
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from stmae.data.dataset import BadFile, Sample, VideoClips
-from stmae.data.order import Place
-from stmae.data.sources import TensorSource
+from stmae.data.workers import FILE_TIMEOUT, Verdict, Workers, by_slot
 from stmae.errors import UserError
 
 BATCHES_AHEAD = 2  # decoded before they are asked for, over all workers
@@ -34,6 +26,8 @@ class Batch:
         keys: int64 (B,).
         cursor: video slots used up once this batch is, over all processes: where to go on from.
         bad: the files that could not be read on the way.
+        verdicts: those among them that are bad because reading them cost several workers. They must be kept and given
+            back to the loader of a resumed run, before a checkpoint that lies behind this batch is saved.
         shrunk: how many clips had to take a smaller stride.
         repeated: how many clips show a frame twice.
         wait_seconds: how long the caller waited for this batch.
@@ -43,6 +37,7 @@ class Batch:
     keys: torch.Tensor
     cursor: int
     bad: list[BadFile] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
     shrunk: int = 0
     repeated: int = 0
     wait_seconds: float = 0.0
@@ -68,6 +63,9 @@ class ClipLoader:
         workers: processes that decode; 0 decodes in this one.
         device: where the batches go later; for "cuda" they are made in pinned memory.
         rank, world_size: of this process among those that train together.
+        timeout: seconds that a worker may spend on one video while it is waited for; None for ever.
+        verdicts: of an earlier part of the run (`Batch.verdicts`): without them its clips may come out otherwise.
+        warn: is told at once of workers that ended or hung.
 
     Raises:
         UserError: `batch_size` is no multiple of `repeats`.
@@ -83,6 +81,9 @@ class ClipLoader:
         device: str | torch.device = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        timeout: float | None = FILE_TIMEOUT,
+        verdicts: Iterable[Verdict] = (),
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         assert 0 <= rank < world_size
         if batch_size < 1 or batch_size % dataset.repeats:
@@ -94,15 +95,8 @@ class ClipLoader:
         self._dataset = dataset
         self._videos, self._rank, self._world_size = batch_size // dataset.repeats, rank, world_size
         self._pin = torch.device(device).type == "cuda"
-        self._loader = DataLoader(
-            _ErrorsAsValues(dataset),
-            batch_size=None,  # batches are put together here: a worker's memory then holds videos, not batches
-            sampler=_Slots(self),
-            num_workers=workers,
-            multiprocessing_context=_forkserver() if workers else None,
-            prefetch_factor=max(2, math.ceil(BATCHES_AHEAD * self._videos / workers)) if workers else None,
-        )
-        self._samples: Iterator[Sample | Exception] | None = None
+        self._timeout, self._verdicts, self.warn = timeout, list(verdicts), warn
+        self._samples: Workers | _InProcess | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -111,32 +105,37 @@ class ClipLoader:
         """The batch at the cursor.
 
         Raises:
-            UserError: too many files in a row cannot be read, or a worker died.
+            UserError: too many files in a row cannot be read, or workers die faster than they decode.
         """
         start = time.perf_counter()
         if self._samples is None:
-            ours = not isinstance(self._dataset.source, TensorSource)
-            hidden = _main_hidden() if ours else contextlib.nullcontext()
-            with hidden, _ctrl_c_held_back() if self.workers else contextlib.nullcontext():
-                self._samples = iter(self._loader)
+            self._samples = self._start()
         batch = None
+        first = self.cursor + self._rank * self._videos
         for place in range(self._videos):
             sample = self._sample()
             batch = batch or self._empty(sample)
             part = slice(place * len(sample.keys), (place + 1) * len(sample.keys))
             batch.clips[part], batch.keys[part] = sample.clips, sample.keys
             batch.bad += sample.bad
+            batch.verdicts += [Verdict(first + place, bad.item, bad.reason) for bad in sample.bad if bad.verdict]
             batch.shrunk += sample.shrunk
             batch.repeated += sample.repeated
         assert batch is not None
         self.cursor = batch.cursor
+        self._verdicts += batch.verdicts
         batch.wait_seconds = time.perf_counter() - start
         return batch
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the worker processes; empty before the first batch and after `close`."""
+        return self._samples.pids if isinstance(self._samples, Workers) else []
+
     def close(self) -> None:
         """Ends the workers. Iterating again starts new ones at the cursor."""
-        if self._samples is not None and self.workers:
-            self._samples._shutdown_workers()  # type: ignore[attr-defined]  # there is no public way
+        if self._samples is not None:
+            self._samples.close()
         self._samples = None
 
     def __enter__(self) -> ClipLoader:
@@ -150,19 +149,26 @@ class ClipLoader:
         for start in itertools.count(self.cursor, self._videos * self._world_size):
             yield from range(start + self._rank * self._videos, start + (self._rank + 1) * self._videos)
 
+    def _start(self) -> Workers | _InProcess:
+        if not self.workers:
+            return _InProcess(self._dataset, self._slots(), self._verdicts)
+        return Workers(
+            self._dataset,
+            self._slots(),
+            self.workers,
+            ahead=BATCHES_AHEAD * self._videos,
+            timeout=self._timeout,
+            verdicts=self._verdicts,
+            warn=lambda text: self.warn(text),
+        )
+
     def _sample(self) -> Sample:
         assert self._samples is not None
         try:
             sample = next(self._samples)
-        except (RuntimeError, ConnectionError, EOFError) as error:
+        except BaseException:  # Ctrl-C too: what has been taken so far belongs to a batch that is lost
             self.close()
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-                raise
-            raise UserError(
-                f"a worker process that decodes videos died ({error}).",
-                "If memory ran out, use fewer workers, fewer clips or smaller ones; if this is a script, its code must "
-                'stand under `if __name__ == "__main__":`.',
-            ) from error
+            raise
         if isinstance(sample, Exception):
             self.close()
             raise sample
@@ -177,63 +183,16 @@ class ClipLoader:
         return Batch(clips, keys, self.cursor + self._videos * self._world_size)
 
 
-class _Slots:
-    """The loader's slots, with what they show, as a sampler: iterating begins at the cursor of that moment."""
+class _InProcess:
+    """What `Workers` does, without any: nothing is decoded ahead, and nothing guards against a crash."""
 
-    def __init__(self, loader: ClipLoader) -> None:
-        self._loader = loader
+    def __init__(self, dataset: VideoClips, slots: Iterator[int], verdicts: Iterable[Verdict]) -> None:
+        self._dataset, self._slots = dataset, slots
+        self._verdicts = by_slot(verdicts)
 
-    def __iter__(self) -> Iterator[Place]:
-        return map(self._loader._dataset.place, self._loader._slots())
+    def __next__(self) -> Sample:
+        slot = next(self._slots)
+        return self._dataset.sample(self._dataset.place(slot), self._verdicts.get(slot, {}))
 
-
-class _ErrorsAsValues(Dataset[Sample | Exception]):
-    """Hands the user's mistakes over as they are; PyTorch would wrap them into a worker's traceback."""
-
-    def __init__(self, dataset: VideoClips) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, place: Place) -> Sample | Exception:
-        try:
-            return self._dataset[place]
-        except UserError as error:
-            return error
-
-
-@contextlib.contextmanager
-def _main_hidden() -> Iterator[None]:
-    """While workers start: they need nothing of the caller's script, which multiprocessing would run again in each.
-
-    So a script may train without an ``if __name__ == "__main__":``. (A data set of the caller's own does need it.)
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """While workers start: they inherit that SIGINT is blocked, so that Ctrl-C, which a terminal sends to all processes
-    of a command, reaches this one alone, which may need them for the step that it is in.
-    """
-    resource_tracker.ensure_running()  # unblocks SIGINT when it starts, in Python 3.11
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _forkserver() -> multiprocessing.context.BaseContext:
-    """Workers branch off a clean process that has loaded this package, not off ours with its threads."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError(
-            "a worker process has started the script again instead of decoding videos.",
-            'Put the script\'s code under `if __name__ == "__main__":`.',
-        )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stmae.data.dataset"])
-    return context
+    def close(self) -> None:
+        """There is nothing to end."""

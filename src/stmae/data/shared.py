@@ -40,7 +40,7 @@ class Shared:
         if self.array.nbytes < BY_VALUE:
             return self.__reduce__()
         if self._file is None:
-            file = _nameless()
+            file = nameless()
             with open(os.dup(file), "wb") as out:
                 out.write(self.array.data)
             self.array = _mapped(file, self.array.dtype.str, self.array.shape)  # and let go of the first copy
@@ -63,7 +63,7 @@ def _mapped(file: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(file, 0, access=mmap.ACCESS_READ), dtype).reshape(shape)
 
 
-def _nameless() -> int:
+def nameless() -> int:
     """A descriptor of memory (or, where the system has no such thing, of a file) without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("stmae")
