@@ -63,6 +63,7 @@ CHANGES: dict[str, Any] = {
     "holdout": 0.4,
     "save_every": 7,
     "keep": 5,
+    "file_timeout": 0,
     "log_every": 7,
     "evaluate_every": 7,
 }
@@ -92,7 +93,7 @@ def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -
     def loader(dataset: Any, **keywords: Any) -> Any:
         made = real_loader(dataset, **{**keywords, "workers": 0})
         caught["loader"] = made
-        caught["workers"] = keywords["workers"]
+        caught["workers"], caught["timeout"] = keywords["workers"], keywords["timeout"]
         return made
 
     def train(job: Any, batches: Any, optimizer: Any, schedule: Any, **keywords: Any) -> Position:

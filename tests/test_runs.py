@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from stmae.errors import UserError
-from stmae.runs import BadFiles, RunFolder, compare, find_weights, load_weights, read_config, save_weights, write_config
+from stmae.runs import (
+    BadFiles,
+    RunFolder,
+    Verdicts,
+    compare,
+    find_weights,
+    load_weights,
+    read_config,
+    save_weights,
+    write_config,
+)
 from stmae.weights import plain, write_atomic
 
 TENSORS = {
@@ -305,6 +315,23 @@ def test_bad_files_are_counted_over_resumes(tmp_path: Path) -> None:
         path.write_text(changed)
         with pytest.raises(UserError, match=r"columns path, reason and times_met\. Delete it"):
             BadFiles(path)
+
+
+def test_verdicts_are_kept_by_each_process_and_read_by_all(tmp_path: Path) -> None:
+    folder = tmp_path / "verdicts"
+    first, second = Verdicts(folder, 0), Verdicts(folder, 1)
+    first.add([])
+    assert not folder.exists(), "no verdicts, no folder"
+    first.add([(7, 3, "a, b"), (9, 2, "c")])
+    second.add([(8, 1, "d")])
+    first.add([(7, 3, "a, b"), (11, 3, "a, b")])
+    again = Verdicts(folder, 1)
+    assert again.found == [(7, 3, "a, b"), (9, 2, "c"), (11, 3, "a, b"), (8, 1, "d")]
+    again.add([(12, 5, "e"), (7, 3, "a, b")])
+    assert (folder / "1.csv").read_text() == "slot,item,reason\n8,1,d\n12,5,e\n"
+    (folder / "0.csv").write_text("slot,item\n7,3\n")
+    with pytest.raises(UserError, match=r"0\.csv.*slot, item and reason.*cannot go on exactly"):
+        Verdicts(folder)
 
 
 def test_the_header_is_json_in_the_file(tmp_path: Path) -> None:

@@ -22,8 +22,16 @@ from stmae.errors import UserError
 class Disturbed(VideoClips):
     """`trouble` happens in a worker process before it reads `item`; if `once` is given, while no file is there."""
 
-    def __init__(self, videos: Path, trouble: str = "", item: int = -1, once: Path | None = None) -> None:
-        super().__init__(scan(videos), frames=4, stride=4, image_size=(16, 24), repeats=2, seed=1)
+    def __init__(
+        self,
+        videos: Path,
+        trouble: str = "",
+        item: int = -1,
+        once: Path | None = None,
+        size: tuple[int, int] = (16, 24),
+        frames: int = 4,
+    ) -> None:
+        super().__init__(scan(videos), frames=frames, stride=4, image_size=size, repeats=2, seed=1)
         self.trouble, self.troubled, self.once, self.main = trouble, item, once, os.getpid()
 
     def _read(self, item: int, keys: list[int], begin: Any = lambda item: None) -> Sample:

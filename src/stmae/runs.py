@@ -5,7 +5,7 @@ runs/first/
 ├── config.yaml              the resolved configuration
 ├── log.txt  metrics.jsonl  tensorboard/
 ├── reconstructions/         pictures of the same clips at every interval
-├── index.csv  bad_files.csv
+├── index.csv  bad_files.csv  verdicts/
 ├── checkpoints/             step-000500/ ... whole or absent
 └── encoder.safetensors      weights, with the configuration in the header (`weights.py`)
 ```
@@ -34,6 +34,7 @@ except ImportError:  # Windows has no flock: two runs in one folder are then not
 __all__ = [
     "BadFiles",
     "RunFolder",
+    "Verdicts",
     "compare",
     "find_weights",
     "load_weights",
@@ -119,6 +120,7 @@ class RunFolder:
         self.reconstructions = self.path / "reconstructions"
         self.index = self.path / "index.csv"
         self.bad_files = self.path / "bad_files.csv"
+        self.verdicts = self.path / "verdicts"
         self.checkpoints = self.path / "checkpoints"
         self.encoder = self.path / ENCODER
         self._lock: IO[bytes] | None = None
@@ -244,3 +246,53 @@ class BadFiles:
         writer.writerows([path, reason, times] for path, (reason, times) in sorted(self.found.items()))
         write_atomic(self.path, text.getvalue().encode("utf-8", "surrogateescape"))
         self._changed = False
+
+
+class Verdicts:
+    """verdicts/: what was decided on files that ended or held up the processes that decoded them (slot, item, reason).
+
+    A later part of the run has to decide alike, even where such a file would be quick now. So a verdict must be on disk
+    before a checkpoint that lies behind its slot: `add` returns once it is. Every process writes a file of its own,
+    and reads those of all.
+
+    Args:
+        folder: the run's `verdicts/`; made with the first verdict.
+        rank: of this process among those that train together.
+
+    Raises:
+        UserError: a file that is there is none of ours, or was changed.
+    """
+
+    def __init__(self, folder: str | Path, rank: int = 0) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / f"{rank}.csv"
+        self.found: list[tuple[int, int, str]] = []
+        self._own: list[tuple[int, int, str]] = []
+        for path in sorted(self.folder.glob("*.csv")):
+            rows = self._read(path)
+            self.found += rows
+            if path == self.path:
+                self._own = rows
+
+    def add(self, verdicts: Iterable[tuple[int, int, str]]) -> None:
+        """Keeps verdicts, durably; those that are known already cost nothing."""
+        new = [(slot, item, reason) for slot, item, reason in verdicts if (slot, item, reason) not in self.found]
+        if not new:
+            return
+        self.found += new
+        self._own += new
+        self.folder.mkdir(exist_ok=True)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("slot", "item", "reason"), *self._own])
+        write_atomic(self.path, text.getvalue())
+
+    @staticmethod
+    def _read(path: Path) -> list[tuple[int, int, str]]:
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                return [(int(row["slot"]), int(row["item"]), row["reason"]) for row in csv.DictReader(file)]
+        except (OSError, csv.Error, KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f'"{path}" cannot be read, or does not have the columns slot, item and reason ({error}).',
+                "Without it the run cannot go on exactly: bring it back, or delete it if some clips may differ.",
+            ) from None

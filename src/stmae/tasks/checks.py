@@ -69,6 +69,11 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
         f"max_bad_share {options.max_bad_share:g} is not a share.",
         "Choose one from 0 to 1.",
     )
+    problems.check(
+        0 <= options.file_timeout < float("inf"),
+        f"file_timeout {options.file_timeout:g} is no number of seconds.",
+        "Choose one from 1, or 0 to wait for ever.",
+    )
 
 
 def check_model(options: ModelOptions, frames: int, image_size: int, problems: Problems) -> None:

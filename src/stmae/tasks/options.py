@@ -184,6 +184,8 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Share of the videos kept out of training, for the held-out loss and the pictures."""
     max_bad_share: float = 0.1
     """Stop with an error when more than this share of the videos is unreadable."""
+    file_timeout: float = 60.0
+    """Seconds of waiting after which a worker is taken to hang in a video, and the video for bad; 0 waits for ever."""
     save_every: Duration = 500
     """Steps between checkpoints; or "1 epoch", "1M clips", "5%" of the run."""
     keep: int = 2

@@ -16,6 +16,7 @@ from stmae.data.dataset import BadFile, Sample
 from stmae.data.loader import Batch, ClipLoader
 from stmae.data.names import Names
 from stmae.data.sources import Index, save_index
+from stmae.data.workers import Verdict
 from stmae.engine.checkpoint import Checkpoints
 from stmae.engine.log import Log, open_log
 from stmae.engine.loop import StepResult, Task, train
@@ -25,7 +26,7 @@ from stmae.errors import UserError
 from stmae.model.config import as_dict
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
 from stmae.model.paint import paint
-from stmae.runs import BadFiles, RunFolder, save_weights
+from stmae.runs import BadFiles, RunFolder, Verdicts, save_weights
 from stmae.tasks import build
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.setup import Setup
@@ -34,7 +35,7 @@ from stmae.tasks.task import task
 # What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
 MAY_CHANGE = {
     "videos", "out", "preset", "device", "workers", "accumulate", "max_bad_share", "save_every", "keep", "log_every",
-    "evaluate_every", "derived",
+    "evaluate_every", "file_timeout", "derived",
 }  # fmt: skip
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
 PICTURE_CLIPS = 4
@@ -75,16 +76,19 @@ def _train(setup: Setup, run: RunFolder) -> None:
     start = checkpoints.resume()
     if options.init is not None and start.step == 0:
         notes.append(build.init_weights(model, options.init))
+    verdicts = Verdicts(run.verdicts)
     loader = ClipLoader(
         setup.training_clips(),
         batch_size=options.batch_size // options.accumulate,
         cursor=start.cursor,
         workers=setup.workers,
         device=device.type,
+        timeout=options.file_timeout or None,
+        verdicts=[Verdict(*known) for known in verdicts.found],
     )
     autocast = AUTOCAST[options.precision]
     with open_log(run, step=start.step) as log:
-        checkpoints.warn = log.warning
+        checkpoints.warn = loader.warn = log.warning
         setup.describe(log)
         if start.step:
             notes.append(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
@@ -92,7 +96,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
             log.message(text)
         for text in warnings:
             log.warning(text)
-        job = Pretraining(setup, model, run, extras, log)
+        job = Pretraining(setup, model, run, verdicts, extras, log)
         try:
             train(
                 job,
@@ -132,9 +136,22 @@ class Pretraining(Task):
     """What the loop needs of pre-training: the loss, the held-out loss, pictures, and who was unreadable."""
 
     def __init__(
-        self, setup: Setup, model: MaskedAutoencoder, run: RunFolder, extras: Mapping[str, Any], log: Log
+        self,
+        setup: Setup,
+        model: MaskedAutoencoder,
+        run: RunFolder,
+        verdicts: Verdicts,
+        extras: Mapping[str, Any],
+        log: Log,
     ) -> None:
-        self.setup, self.model, self.run, self.extras, self.log = setup, model, run, extras, log
+        self.setup, self.model, self.run, self.verdicts, self.extras, self.log = (
+            setup,
+            model,
+            run,
+            verdicts,
+            extras,
+            log,
+        )
         self.device, self.options = setup.device, setup.options
         self.judged = setup.judged_clips()
         self.fixed: tuple[Tensor, Tensor] | None = None  # read when first needed
@@ -204,6 +221,7 @@ class Pretraining(Task):
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on, and notes what they say of their videos."""
         for batch in batches:
+            self.verdicts.add(batch.verdicts)  # before anything is saved that lies behind them
             self._note_bad(batch.bad)
             self.shrunk += batch.shrunk
             self.repeated += batch.repeated
