@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toy import assert_same, toy_run
+from toy import assert_same, toy_run, with_tests
 
 from stmae import weights
 from stmae.engine.checkpoint import Checkpoints, Position, check_fit
@@ -42,9 +42,9 @@ class Kit:
         self.model(torch.ones(3, 4)).sum().backward()
         self.optimizer.step()
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, back_to: int | None = None) -> None:
         self.learn()
-        self.checkpoints.save(Position(step, 10 * step, {"clips": step + 0.1}))
+        self.checkpoints.save(Position(step, 10 * step, {"clips": step + 0.1}), back_to)
         self.checkpoints.wait()
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -73,7 +73,7 @@ def test_what_is_saved_is_what_is_resumed(tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
     state = json.loads((folder / "state.json").read_text())
     here = {"torch": torch.__version__, "device": "cpu", "threads": torch.get_num_threads(), "world_size": 1}
-    assert state == {"step": 7, "cursor": 70, "counters": {"clips": 7.1}, **here}
+    assert state == {"step": 7, "cursor": 70, "counters": {"clips": 7.1}, "left_out": [], "roll_backs": 0, **here}
 
 
 def test_a_checkpoint_is_read_like_any_weights(tmp_path: Path) -> None:
@@ -115,6 +115,36 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         kit.save(step)
     assert kit.names == ["step-20000000", "step-20000001"]
     assert kit.checkpoints.latest_whole().name == "step-20000001"
+
+
+def test_milestones_stay_and_one_to_go_back_to(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, keep=1)
+    kit.checkpoints.milestone_every = 10
+    for step in (0, 5, 10, 15, 20, 25):
+        kit.save(step)
+    assert kit.names == ["step-000010", "step-000020", "step-000025"]
+    kit.checkpoints.milestone_every = 0
+    for step in (30, 35, 40):
+        kit.save(step, back_to=24)
+    assert kit.names == ["step-000020", "step-000040"]
+
+
+def test_a_checkpoint_that_learnt_from_steps_left_out_is_passed_over_and_stays(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, keep=2)
+    for step in (10, 20, 30):
+        kit.save(step, back_to=10)
+    assert kit.checkpoints.roll_back(Position(30), range(15, 25)) == "step-000010"
+    other = Kit(tmp_path, keep=2)
+    position = other.checkpoints.resume()
+    assert (position.step, position.left_out, position.roll_backs) == (10, frozenset(range(15, 25)), 1)
+    assert not other.warnings
+    other.checkpoints.save(Position(18, 180, {}, position.left_out, 1))
+    other.checkpoints.wait()
+    assert other.names == ["left_out.json", "step-000010", "step-000018", "step-000020", "step-000030"]
+    assert Kit(tmp_path).checkpoints.resume().step == 18, "what was saved since has left them out"
+    (tmp_path / "checkpoints/left_out.json").write_text("[")
+    with pytest.raises(UserError, match=r"left_out\.json.* cannot be read"):
+        Kit(tmp_path).checkpoints.resume()
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -262,15 +292,15 @@ toy_run(folder, steps=3, rows=4)
 
 @pytest.mark.slow
 def test_killed_while_saving_leaves_the_last_whole(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": with_tests(), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, timeout=120)
     assert ended.returncode == -signal.SIGKILL
     folder = tmp_path / "checkpoints"
-    assert sorted(os.listdir(folder)) == [".step-000003.tmp", "step-000002"]
+    assert sorted(os.listdir(folder)) == [".step-000003.tmp", "step-000000", "step-000002"]
     again = toy_run(tmp_path, steps=3, rows=4, train_it=False)
     assert again.start.step == 2
     assert not any("damaged" in warning for warning in again.memory.warnings)
-    assert os.listdir(folder) == ["step-000002"], "what the killed save left is gone"
+    assert sorted(os.listdir(folder)) == ["step-000000", "step-000002"], "what the killed save left is gone"
 
 
 def test_a_checkpoint_that_does_not_fit_says_what_differs(tmp_path: Path) -> None:

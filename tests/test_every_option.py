@@ -64,6 +64,8 @@ CHANGES: dict[str, Any] = {
     "save_every": 7,
     "keep": 5,
     "file_timeout": 0,
+    "milestone_every": 7,
+    "max_bad_steps": 7,
     "log_every": 7,
     "evaluate_every": 7,
 }

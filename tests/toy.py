@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.log import Log, MetricsFile, Sink
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
+from stmae.engine.recovery import until_done
 
 WIDTH = 192  # times 4, times ROWS: more than the 32768 elements from which torch splits a pointwise operation
 ROWS = 64
@@ -25,6 +27,11 @@ class ToyBatch:
     cursor: int
     rows: Tensor
     wait_seconds: float = 0.0
+
+
+def with_tests() -> str:
+    """PYTHONPATH of a process that imports this file too."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
 def toy_batches(cursor: int = 0, rows: int = ROWS) -> Iterator[ToyBatch]:
@@ -122,33 +129,40 @@ def toy_run(
     train_it: bool = True,
     warmup: int = 2,
     dropout: float = 0.1,
+    keep: int = 3,
     **options: Any,
 ) -> Trained:
     """Builds everything anew, resumes from `folder` where it holds checkpoints, trains until `steps`."""
-    model = toy_model(dropout)
-    optimizer = build_adamw(parameter_groups(model, 0.05), 1e-3, fused=fused)
     memory = Memory()
     log = Log([memory])
-    checkpoints, start = None, Position()
-    if folder is not None:
-        checkpoints = Checkpoints(folder / "checkpoints", model, optimizer, {"name": "toy"}, warn=log.warning)
-        start = checkpoints.resume()
-        folder.mkdir(exist_ok=True)
-        log.sinks.append(MetricsFile(folder / "metrics.jsonl", start.step))
-    trained = Trained(task(model), optimizer, memory, checkpoints, start)
-    if train_it:
-        trained.end = train(
-            trained.task,
-            toy_batches(start.cursor, rows),
-            optimizer,
-            CosineSchedule(1e-3, warmup, steps),
-            steps=steps,
-            log=log,
-            start=start,
-            checkpoints=checkpoints,
-            **options,
-        )
-    return trained
+
+    def attempt() -> Trained:
+        model = toy_model(dropout)
+        optimizer = build_adamw(parameter_groups(model, 0.05), 1e-3, fused=fused)
+        checkpoints, start = None, Position()
+        if folder is not None:
+            checkpoints = Checkpoints(
+                folder / "checkpoints", model, optimizer, {"name": "toy"}, keep=keep, warn=log.warning
+            )
+            start = checkpoints.resume()
+            folder.mkdir(exist_ok=True)
+            log.sinks[1:] = [MetricsFile(folder / "metrics.jsonl", start.step)]
+        trained = Trained(task(model), optimizer, memory, checkpoints, start)
+        if train_it:
+            trained.end = train(
+                trained.task,
+                toy_batches(start.cursor, rows),
+                optimizer,
+                CosineSchedule(1e-3, warmup, steps),
+                steps=steps,
+                log=log,
+                start=start,
+                checkpoints=checkpoints,
+                **options,
+            )
+        return trained
+
+    return until_done(attempt)
 
 
 def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

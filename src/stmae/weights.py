@@ -193,8 +193,12 @@ def find_weights(where: str | Path, warn: Callable[[str], None] | None = None) -
             return path / name
     folders = path if path.name == "checkpoints" else path / "checkpoints"
     newest = newest_whole(folders, warn or (lambda text: None), only=MODEL)
-    if newest is not None:
+    if newest is not None and int(newest.name[5:]) > 0:
         return newest / MODEL
+    if newest is not None:
+        raise UserError(
+            f'"{where}" holds a run that has saved nothing since its start.', "Let it train to its first checkpoint."
+        )
     if step_folders(folders):
         raise UserError(
             f'every checkpoint in "{folders}" is damaged.',
@@ -270,6 +274,15 @@ def newest_whole(folder: Path, warn: Callable[[str], None], only: str | None = N
             return candidate
         warn(f'passing over the damaged checkpoint "{candidate}": {reason}.')
     return None
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder by way of a hidden name, so that a kill half-way leaves nothing that looks like a checkpoint."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def publish(temp: Path, final: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ class Sink:
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None: ...
     def progress(self, step: int, total: int) -> None: ...
+    def flush(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -67,6 +69,10 @@ class Log:
     def progress(self, step: int, total: int) -> None:
         """`step` of `total` updates are done; cheap enough for every step."""
         self._tell(lambda sink: sink.progress(step, total))
+
+    def flush(self) -> None:
+        """What was told so far is on the disk after this."""
+        self._tell(lambda sink: sink.flush())
 
     def close(self) -> None:
         self._tell(lambda sink: sink.close())
@@ -161,17 +167,40 @@ class TextFile(Sink):
 
 
 class MetricsFile(Sink):
-    """metrics.jsonl: one JSON object per line, `step` and `time` (Unix seconds) first; NaN and infinity are null."""
+    """metrics.jsonl: one JSON object per line, `step` and `time` (Unix seconds) first; NaN and infinity are null.
+
+    A line that a full disk has no room for waits for the next one, so that none is missing, cut short or double.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
+        self._waiting = b""
         if path.exists():
             write_atomic(path, "".join(f"{line}\n" for line in _lines_up_to(path, step)))
+        self._size = path.stat().st_size if path.exists() else 0
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
+        self._waiting += (json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n").encode()
+        self._write()
+
+    def _write(self) -> None:
+        with open(self._path, "ab") as file:
+            file.truncate(self._size)  # a part of a line, where the last attempt failed
+            file.write(self._waiting)
+            file.flush()
+            self._size, self._waiting = self._size + len(self._waiting), b""
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._write()
+        if self._path.exists():
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write()
 
 
 def _lines_up_to(path: Path, step: int) -> Iterable[str]:
@@ -211,7 +240,8 @@ class TensorBoard(Sink):
         if self._opened is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._opened = SummaryWriter(str(self._folder), purge_step=self._step + 1 if self._step else None)
+            begun = self._folder.is_dir() and any(self._folder.iterdir())
+            self._opened = SummaryWriter(str(self._folder), purge_step=self._step + 1 if begun else None)
         return self._opened
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -220,6 +250,10 @@ class TensorBoard(Sink):
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
         self._writer().add_image(name, pixels, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        if self._opened is not None:
+            self._opened.flush()  # it holds events back for up to two minutes
 
     def close(self) -> None:
         if self._opened is not None:

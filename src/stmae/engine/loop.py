@@ -19,15 +19,17 @@ An update sums `loss_sum` and `weight` over its micro-batches and divides the gr
 accumulation changes nothing but rounding. Several processes (`distributed.World`) sum gradients and weights before
 that, so that their number changes nothing either. The host never waits for the device inside a step: what is measured
 gathers in one small tensor there (`Meter`), which is read when a line is logged or a checkpoint is saved. An update
-whose loss or gradient is not finite is skipped on the device and counted. Generators are seeded from (seed, step,
-micro-batch), so that dropout and its like are as resumable as everything else.
+whose loss or gradient is not finite is skipped on the device and counted; too many in a row go to `recovery.py`.
+Generators are seeded from (seed, step, micro-batch), so that dropout and its like are as resumable as everything else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,13 +41,13 @@ from stmae.engine.distributed import ALONE, World
 from stmae.engine.log import Log, step_line
 from stmae.engine.meter import Meter, StepResult, peak_flops
 from stmae.engine.parallel import gradient_sync, local, total_norm
+from stmae.engine.recovery import RolledBack, Spikes, diagnose, roll_back
 from stmae.engine.signals import Stopped, StopSignals
-from stmae.errors import UserError
 
-__all__ = ["Batch", "Meter", "StepResult", "Stopped", "Task", "peak_flops", "train", "update"]
+__all__ = ["Batch", "Meter", "RolledBack", "StepResult", "Stopped", "Task", "peak_flops", "train", "update"]
 
-MAX_STREAK = 100  # updates skipped in a row after which a run is given up
 SMOKE_CLIPS = 2  # of evaluation before the first step
+UNSHOWN = ("clips", "cursor", *Meter.PEAKS)  # in metrics.jsonl, not in the line
 
 
 class Batch(Protocol):
@@ -77,7 +79,11 @@ class Task:
         return {}
 
     def on_save(self, step: int) -> None:
-        """Called once a checkpoint is on its way: the place to write other files of the run."""
+        """Called before a checkpoint is saved: the place to write other files of the run."""
+
+    def name_clips(self, begin: int, end: int) -> Sequence[str]:
+        """What lies between two cursors, in words, for a diagnosis."""
+        return []
 
 
 def train(
@@ -101,6 +107,8 @@ def train(
     save_every: int = 0,
     evaluate_every: int = 0,
     picture_every: int = 0,
+    milestone_every: int = 0,
+    max_bad_steps: int = 20,
     clips_per_epoch: int | None = None,
     flops_per_clip: float | None = None,
     peak_flops: float | None = None,
@@ -122,20 +130,27 @@ def train(
         clip_grad: greatest norm of an update's gradient.
         autocast: torch.bfloat16, or None for float32 throughout.
         seed: of what the model draws itself (dropout, drop path).
+        milestone_every: of checkpoints too.
+        max_bad_steps: updates in a row that may be not finite; then the run is rolled back. Looked at when a line is
+            logged.
         clips_per_epoch: clips in an effective epoch, that is, the number of videos; for the log.
         flops_per_clip: of a clip's forward and backward pass, a multiply-add counted as two, as FlopCounterMode does;
             with the device's `peak_flops` per second it gives MFU.
 
     Raises:
         Stopped: a signal ended the run; everything is saved.
-        UserError: `MAX_STREAK` updates in a row were not finite.
+        RolledBack: the run is to be resumed and trained anew; see `recovery.until_done`.
+        UserError: `max_bad_steps` updates in a row were not finite again, or the last checkpoint could not be written.
     """
     device = torch.device(device)
     position = start or Position()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     meter = Meter(device, position.counters, clips_per_epoch, flops_per_clip, peak_flops)
+    spikes = Spikes()
     with StopSignals() as stop, checkpoints or contextlib.nullcontext():
         _smoke_test(task, position.step, log, evaluate_every, picture_every)
+        if checkpoints and checkpoints.saved_step is None:
+            checkpoints.save(position)  # to go back to; and whether there is room for one shows in the first minute
         meter.start_clock()
         stopping = world.ask(lambda: stop.received)()  # before the first step: there is nothing to save
         for step in range(position.step, steps if not stopping else 0):
@@ -145,6 +160,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             for micro in range(accumulate):
                 batch = _next(batches, step)
+                if step in position.left_out:
+                    continue  # its data is used up
                 # Micro-batches are counted as one process would: those of a rank stand between its neighbours'.
                 torch.manual_seed(_step_seed(seed, step, micro * world.size + world.rank))
                 with gradient_sync(model, last=micro == accumulate - 1):
@@ -152,29 +169,43 @@ def train(
                         result = task.step(batch)
                     result.loss_sum.backward()
                 meter.add(result, batch.wait_seconds)
-            update(optimizer, parameters, meter, clip_grad, world)
+            if step in position.left_out:
+                meter.leave_out()
+            else:
+                update(optimizer, parameters, meter, clip_grad, world)
 
             done = step + 1
             stopping = asked()
-            position = Position(done, batch.cursor)
+            slots, position = batch.cursor - position.cursor, replace(position, step=done, cursor=batch.cursor)
             log.progress(done, steps)
             if _due(done, log_every, steps):
-                _log_interval(task, log, meter, done, steps, schedule(step), position.cursor)
+                streak = _log_interval(task, log, meter, spikes, done, steps, schedule(step), position.cursor)
                 if checkpoints:
                     checkpoints.poll()
+                if streak >= max_bad_steps:
+                    first = position.cursor - streak * slots
+                    clips = task.name_clips(first, first + slots)
+                    story = functools.partial(diagnose, history=meter.history(), optimizer=optimizer, clips=clips)
+                    roll_back(position, streak, max_bad_steps, checkpoints, log, story)
             with meter.clock_stopped():
                 if _due(done, evaluate_every, steps):
                     _log_evaluation(log, done, task.evaluate(done))
                 if _due(done, picture_every, steps):
                     _log_pictures(task, log, done)
-                if _due(done, save_every, steps) or done == steps or stopping:
-                    position = Position(done, batch.cursor, meter.counters())
-                    _save(task, log, checkpoints, position)
+                if (
+                    any(_due(done, every, steps) for every in (save_every, milestone_every))
+                    or done == steps
+                    or stopping
+                ):
+                    position = replace(position, counters=meter.counters())
+                    _save(task, log, checkpoints, position, max_bad_steps if done < steps else None)
             if stopping:
                 break
     if stopping and position.step < steps:
         _say_how_to_go_on(log, checkpoints, position.step)
         raise Stopped(position.step, stopping)
+    if checkpoints:
+        checkpoints.finish(position.step)
     return position
 
 
@@ -234,20 +265,20 @@ def _step_seed(seed: int, step: int, micro: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _log_interval(task: Task, log: Log, meter: Meter, done: int, steps: int, lr: float, cursor: int) -> None:
+def _log_interval(
+    task: Task, log: Log, meter: Meter, spikes: Spikes, done: int, steps: int, lr: float, cursor: int
+) -> int:
+    """Logs a line; returns how many updates in a row, up to now, were not finite."""
     values, skipped, streak = meter.close_interval()
     with meter.clock_stopped():
         values |= {"lr": lr, "cursor": float(cursor)} | dict(task.on_log(done))
         log.metrics(done, values)
-        shown = {name: value for name, value in values.items() if name not in ("clips", "cursor")}
+        shown = {name: value for name, value in values.items() if name not in UNSHOWN}
         log.message(step_line(done, steps, shown, meter.seconds_per_update * (steps - done)))
+        spikes.look(values, log)
         if skipped:
             log.warning(f"{skipped} of the last updates had a loss or gradient that is not finite and were skipped.")
-    if streak >= MAX_STREAK:
-        raise UserError(
-            f"the last {streak} updates had a loss or gradient that is not finite; the run was ended at step {done}.",
-            "Its weights are those of the last finite update. Try a lower lr, a longer warm-up, clip_grad or float32.",
-        )
+    return streak
 
 
 def _log_evaluation(log: Log, step: int, values: Mapping[str, float]) -> None:
@@ -262,15 +293,17 @@ def _log_pictures(task: Task, log: Log, step: int) -> None:
         log.picture(name, step, pixels)
 
 
-def _save(task: Task, log: Log, checkpoints: Checkpoints | None, position: Position) -> None:
-    if checkpoints:
-        checkpoints.save(position)
+def _save(task: Task, log: Log, checkpoints: Checkpoints | None, position: Position, margin: int | None) -> None:
     try:
         task.on_save(position.step)
     except OSError as error:
         log.warning(
             f"what belongs to the save at step {position.step} could not be written ({error}); the run goes on."
         )
+    log.flush()  # a resumed run keeps the lines up to its checkpoint: they must be there when it is
+    if checkpoints:
+        good = position.step - int(position.counters.get("interval/streak", 0))
+        checkpoints.save(position, back_to=None if margin is None else good - margin)
 
 
 def _say_how_to_go_on(log: Log, checkpoints: Checkpoints | None, step: int) -> None:

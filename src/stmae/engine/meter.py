@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,10 +37,12 @@ class Meter:
     """What an interval measures: sums in one tensor on the device, times and clips on the host.
 
     The sums of an unfinished interval are part of a checkpoint, so that a resumed run logs the numbers that an
-    uninterrupted one would.
+    uninterrupted one would. `recent` is no part of it: the latest updates one by one, for a diagnosis.
     """
 
     FIXED = ("streak", "skipped", "updates", "loss", "weight", "grad_norm")
+    PEAKS = ("loss_max", "grad_norm_max")  # over the updates of the interval
+    RECENT = 256
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class Meter:
         self.clips_per_epoch, self.flops_per_clip, self.peak_flops = clips_per_epoch, flops_per_clip, peak_flops
         self.names: tuple[str, ...] = ()  # of the task's own numbers, known after its first step
         self.sums = torch.empty(0)
+        self.recent = torch.full((self.RECENT, 2), math.nan, device=device)  # loss and gradient norm, a ring
+        self.updates = 0
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -97,18 +101,44 @@ class Meter:
     def close_update(self, norm: Tensor, finite: Tensor) -> None:
         """Takes the update into the interval, on the device; a skipped one adds nothing but itself."""
         if not self.names:
-            self.names = (*self.FIXED, *sorted(self.numbers))
-            sums = [self.saved.get(f"interval/{name}", 0.0) for name in self.names]
-            self.sums = torch.tensor(sums, device=self.device)
-        own = self.names[len(self.FIXED) :]
+            self._name(sorted(self.numbers))
+        own = self._own()
         assert sorted(self.numbers) == list(own), "a task's numbers have the same names in every step"
         row = [torch.ones_like(norm), self.loss_sum, self.weight, norm, *(self.numbers[name] for name in own)]
         skipped = (~finite).float()
         self.sums[0].add_(1).mul_(skipped)  # how many in a row
         self.sums[1].add_(skipped)
-        self.sums[2:].add_(torch.where(finite, torch.stack(row), 0.0))
+        self.sums[2:-2].add_(torch.where(finite, torch.stack(row), 0.0))
+        latest = torch.stack([self.loss_sum / self.weight, norm])
+        self.sums[-2:] = torch.where(finite, torch.maximum(self.sums[-2:], latest), self.sums[-2:])
+        self.recent[self.updates % self.RECENT] = latest
+        self.updates += 1
         self.interval_updates += 1
         self._open_update()
+
+    def leave_out(self) -> None:
+        """Counts a step whose data is used up without an update."""
+        self.interval_updates += 1
+        if not self.names:
+            before = [name.removeprefix("interval/") for name in self.saved if name.startswith("interval/")]
+            known = (*self.FIXED, *self.PEAKS)
+            if before:  # else the task has yet to say what its numbers are
+                self._name([name for name in before if name not in known])
+
+    def _name(self, own: Sequence[str]) -> None:
+        self.names = (*self.FIXED, *own, *self.PEAKS)
+        start = dict.fromkeys(self.PEAKS, -math.inf)
+        sums = [self.saved.get(f"interval/{name}", start.get(name, 0.0)) for name in self.names]
+        self.sums = torch.tensor(sums, device=self.device)
+
+    def _own(self) -> tuple[str, ...]:
+        return self.names[len(self.FIXED) : -len(self.PEAKS)]
+
+    def history(self) -> list[tuple[float, float]]:
+        """(Loss, gradient norm) of the latest updates, at most `RECENT`, the last one last. The host waits."""
+        rows, at = self.recent.tolist(), self.updates % self.RECENT
+        in_order = rows[at:] + rows[:at] if self.updates > self.RECENT else rows[: self.updates]
+        return [(loss, norm) for loss, norm in in_order]
 
     def read(self) -> dict[str, float]:
         """The interval's sums by name: the one place where the host waits for the device."""
@@ -121,12 +151,13 @@ class Meter:
 
     def close_interval(self) -> tuple[dict[str, float], int, int]:
         """(Numbers to log, updates skipped in the interval, updates skipped in a row); then a new interval begins."""
-        sums = self.read()
+        sums = dict.fromkeys(self.FIXED, 0.0) | dict.fromkeys(self.PEAKS, -math.inf) | self.read()
         seconds = max(time.perf_counter() - self.began, 1e-9)
         weight, speed = sums["weight"] or math.nan, self.interval_clips / seconds
         values = {"epoch": self.clips / self.clips_per_epoch} if self.clips_per_epoch else {}
         values |= {"loss": sums["loss"] / weight, "grad_norm": sums["grad_norm"] / (sums["updates"] or math.nan)}
-        values |= {name: sums[name] / weight for name in self.names[len(self.FIXED) :]}
+        values |= {name: sums[name] for name in self.PEAKS}
+        values |= {name: sums[name] / weight for name in self._own()}
         values |= {"clips": float(self.clips), "clips_per_second": speed}
         values["data_wait"] = min(1.0, self.wait_seconds / seconds)
         values["memory_gb"] = memory_bytes(self.device) / 1e9
@@ -136,7 +167,8 @@ class Meter:
         self.skipped_before += skipped
         values["skipped_steps"] = float(self.skipped_before)
         self.seconds_per_update = seconds / max(1, self.interval_updates)
-        self.sums[1:].zero_()
+        self.sums[1:-2].zero_()
+        self.sums[-2:].fill_(-math.inf)
         self.start_clock()
         return values, skipped, streak
 

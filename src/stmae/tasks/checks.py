@@ -47,10 +47,10 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     _writable("out", options.out, problems, folder=True)
     if options.init is not None and not step_folders(options.out / "checkpoints"):  # else it has served
         _exists("init", options.init, "Give a run's folder or a weights file", problems)
-    _at_least(options, ("frames", "image_size", "repeats", "keep"), 1, problems)
-    for name in ("save_every", "log_every", "evaluate_every"):
+    _at_least(options, ("frames", "image_size", "repeats", "keep", "max_bad_steps"), 1, problems)
+    for name in ("save_every", "milestone_every", "log_every", "evaluate_every"):
         every = getattr(options, name)
-        problems.check(parts(every, "")[0] > 0, f"{name} {every} is too small.", "Choose 1 or more.")
+        problems.check(every is None or parts(every, "")[0] > 0, f"{name} {every} is too small.", "Choose 1 or more.")
     _seed(options.seed, problems)
     _workers(options.workers, problems)
     _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)

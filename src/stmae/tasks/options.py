@@ -190,6 +190,10 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Steps between checkpoints; or "1 epoch", "1M clips", "5%" of the run."""
     keep: int = 2
     """Newest checkpoints that are kept."""
+    milestone_every: Annotated[Duration | None, default("none")] = None
+    """Steps between further checkpoints, which are kept for good; or another duration."""
+    max_bad_steps: int = 20
+    """Steps in a row whose loss may be not finite (each is skipped); then the run is rolled back, leaving them out."""
     log_every: Duration = 20
     """Steps between log lines; or another duration."""
     evaluate_every: Duration = 250

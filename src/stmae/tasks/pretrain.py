@@ -22,6 +22,7 @@ from stmae.engine.log import Log, open_log
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.meter import peak_flops
 from stmae.engine.optim import build_adamw
+from stmae.engine.recovery import until_done
 from stmae.errors import UserError
 from stmae.model.config import as_dict
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
@@ -34,8 +35,8 @@ from stmae.tasks.task import task
 
 # What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
 MAY_CHANGE = {
-    "videos", "out", "preset", "device", "workers", "accumulate", "max_bad_share", "save_every", "keep", "log_every",
-    "evaluate_every", "file_timeout", "derived",
+    "videos", "out", "preset", "device", "workers", "accumulate", "max_bad_share", "max_bad_steps", "save_every",
+    "keep", "milestone_every", "log_every", "evaluate_every", "file_timeout", "derived",
 }  # fmt: skip
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
 PICTURE_CLIPS = 4
@@ -58,7 +59,7 @@ def pretrain(options: PretrainOptions) -> Path:
             kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
             assert isinstance(kept_out, Index)
             save_index(run.index, setup.source, kept_out)
-        _train(setup, run)
+        until_done(lambda: _train(setup, run))
     return run.path
 
 
@@ -72,9 +73,18 @@ def _train(setup: Setup, run: RunFolder) -> None:
     extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
     model.to(device)
     optimizer = build_adamw(build.groups(model, options), plan.lr, betas=options.betas)
-    checkpoints = Checkpoints(run.checkpoints, model, optimizer, extras, keep=options.keep, warn=warnings.append)
+    milestone_every = 0 if options.milestone_every is None else clock.interval(options.milestone_every)
+    checkpoints = Checkpoints(
+        run.checkpoints,
+        model,
+        optimizer,
+        extras,
+        keep=options.keep,
+        milestone_every=milestone_every,
+        warn=warnings.append,
+    )
     start = checkpoints.resume()
-    if options.init is not None and start.step == 0:
+    if options.init is not None and checkpoints.saved_step is None:
         notes.append(build.init_weights(model, options.init))
     verdicts = Verdicts(run.verdicts)
     loader = ClipLoader(
@@ -116,6 +126,8 @@ def _train(setup: Setup, run: RunFolder) -> None:
                 save_every=clock.interval(options.save_every),
                 evaluate_every=clock.interval(options.evaluate_every),
                 picture_every=clock.interval(options.evaluate_every),
+                milestone_every=milestone_every,
+                max_bad_steps=options.max_bad_steps,
                 clips_per_epoch=len(setup.source),
                 flops_per_clip=build.training_flops(config),
                 peak_flops=peak_flops(device, autocast),
