@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stmae.interop import load_reference as load_reference
     from stmae.interop import save_reference as save_reference
     from stmae.model.sizes import create_model as create_model
+    from stmae.tasks.check import check as check
     from stmae.tasks.convert import convert as convert
     from stmae.tasks.demo import demo as demo
     from stmae.tasks.doctor import doctor as doctor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # Name -> the module it comes from, imported when the name is first used: `import stmae` costs nothing, torch least.
 _HOME = {
     "UserError": "stmae.errors",
+    "check": "stmae.tasks.check",
     "convert": "stmae.tasks.convert",
     "create_model": "stmae.model.sizes",
     "demo": "stmae.tasks.demo",
@@ -43,6 +45,7 @@ _HOME = {
 __all__ = [
     "UserError",
     "__version__",
+    "check",
     "convert",
     "create_model",
     "demo",

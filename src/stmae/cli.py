@@ -22,6 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from stmae.errors import Problems, UserError, did_you_mean, unknown
 from stmae.tasks.options import (
+    CheckOptions,
     ConvertOptions,
     DemoOptions,
     DoctorOptions,
@@ -36,6 +37,7 @@ from stmae.tasks.values import from_text, plain
 
 COMMANDS: dict[str, tuple[type[Options], str]] = {
     "pretrain": (PretrainOptions, "stmae.tasks.pretrain:pretrain"),
+    "check": (CheckOptions, "stmae.tasks.check:check"),
     "reconstruct": (ReconstructOptions, "stmae.tasks.reconstruct:reconstruct"),
     "embed": (EmbedOptions, "stmae.tasks.embed:embed"),
     "convert": (ConvertOptions, "stmae.tasks.convert:convert"),

@@ -2,30 +2,33 @@
 
     track ──1 s windows──> descriptors ──cells──> candidate pairs (i, j, offset) ──frame by frame──> pairs
 
-A descriptor says roughly what a second of video looks like and where in the picture things move; both change slowly over
-time, so windows need not line up. Descriptors are compared only within cells around some of them, so that the work grows
-a little faster than the number of videos, not with its square. A candidate is then held against the other frame by
-frame: copies agree not only in what stands still (as do all clips of one camera) but in how the picture changes.
+A descriptor says roughly what a second of video looks like and where in the picture things move; both change slowly
+over time, so windows need not line up. Descriptors are compared only within cells around some of them, so that the work
+grows a little faster than the number of videos, not with its square. A candidate is then held against the other frame
+by frame: copies agree not only in what stands still (as do all clips of one camera) but in how the picture changes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from stmae.data.survey import RATE, TRACK_SIDE, Track
+from stmae.data.tracks import RATE, TRACK_SIDE, Track
 
 WINDOW = RATE  # thumbnails in a window: 1 s
 HOP = RATE // 2
 LIKE = 0.85  # cosine of two windows' descriptors from which on they are a candidate
 NEAREST = 12  # candidates looked at for each window
+OFFSETS = 3  # tried for each pair
 CELLS = 4  # cells in which a window looks for its like
 # Of copies held against each other, frame by frame (measured: docs/results/check.md).
 SAME_PICTURE = 0.80  # correlation of the frames
-SAME_MOTION = 0.93  # correlation of their changes over time
+SAME_MOTION = 0.95  # correlation of their changes over time
 STILL = 1.0  # grey levels: root mean square of the changes below which there is nothing to compare ...
 SAME_STILL = 1.5  # ... but the pictures themselves, whose difference must then be smaller than this
 SURE = 0.97  # score from which on no crop is tried
@@ -59,12 +62,13 @@ def find_copies(tracks: Sequence[Track | None], others: Sequence[Track | None] |
     """
     chances = _candidates(tracks, others)
     pairs = []
-    for (first, second), offset in sorted(chances.items()):
+    for (first, second), offsets in sorted(chances.items()):
         a, b = tracks[first], (tracks if others is None else others)[second]
         assert a is not None
         assert b is not None
-        if (found := _verify(a, b, offset)) is not None:
-            pairs.append(Pair(first, second, *found))
+        score, offset, seconds = max(_agreement(a, b, each) for each in offsets)
+        if score > SAME_MOTION:
+            pairs.append(Pair(first, second, offset, seconds, score))
     return pairs
 
 
@@ -100,7 +104,7 @@ def _windows(tracks: Sequence[Track | None]) -> _Windows:
 def _runs(steps: np.ndarray) -> Iterator[tuple[int, int]]:
     """Begin and end of the parts of a track without gaps."""
     bounds = [0, *(np.flatnonzero(np.diff(steps) != 1) + 1).tolist(), len(steps)]
-    return zip(bounds, bounds[1:], strict=False)
+    return itertools.pairwise(bounds)
 
 
 def _starts(length: int) -> list[int]:
@@ -134,13 +138,14 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.float32(norm) if norm > 1e-3 else np.full_like(vector, 1 / np.sqrt(len(vector)))
 
 
-def _candidates(
-    tracks: Sequence[Track | None], others: Sequence[Track | None] | None
-) -> dict[tuple[int, int], int]:
-    """For each pair of videos with windows alike: the offset in steps of the two that are most alike."""
+def _candidates(tracks: Sequence[Track | None], others: Sequence[Track | None] | None) -> dict[Any, list[int]]:
+    """For each pair of videos with windows alike: the offsets in steps of those that are most alike.
+
+    Several, because what is repeated (a push-up) looks alike at each repetition, and only one is the same footage.
+    """
     ours = _windows(tracks)
     theirs = ours if others is None else _windows(others)
-    best: dict[tuple[int, int], tuple[float, int]] = {}
+    best: dict[tuple[int, int], dict[int, float]] = {}
     for mine, yours, likeness in _alike(ours.descriptors, theirs.descriptors):
         for i, j, score in zip(mine.tolist(), yours.tolist(), likeness.tolist(), strict=True):
             first, second = int(ours.videos[i]), int(theirs.videos[j])
@@ -150,9 +155,18 @@ def _candidates(
                     continue
                 if first > second:
                     first, second, offset = second, first, -offset
-            if score > best.get((first, second), (0.0, 0))[0]:
-                best[first, second] = score, offset
-    return {pair: offset for pair, (_, offset) in best.items()}
+            offsets = best.setdefault((first, second), {})
+            offsets[offset] = max(score, offsets.get(offset, 0.0))
+    return {pair: _apart(offsets) for pair, offsets in best.items()}
+
+
+def _apart(offsets: dict[int, float]) -> list[int]:
+    """The `OFFSETS` best offsets that are not next to each other."""
+    chosen: list[int] = []
+    for offset in sorted(offsets, key=lambda offset: -offsets[offset]):
+        if len(chosen) < OFFSETS and all(abs(offset - other) > HOP // 2 for other in chosen):
+            chosen.append(offset)
+    return chosen
 
 
 def _alike(ours: np.ndarray, theirs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -197,8 +211,8 @@ def _nearest(rows: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray:
 # Frame by frame ------------------------------------------------------------------------------------------------------
 
 
-def _verify(a: Track, b: Track, offset: int) -> tuple[float, float, float] | None:
-    """(offset and length in seconds, score) of the footage that two tracks share near an offset; None if there is none."""
+def _agreement(a: Track, b: Track, offset: int) -> tuple[float, float, float]:
+    """(score, offset and length in seconds) of what two tracks share near an offset in steps."""
     near = [float(offset + shift) for shift in range(-HOP // 2 - 1, HOP // 2 + 2)]
     best = max((_shared(a, b, shift), shift) for shift in near)
     if best[0][0] < SURE:
@@ -209,7 +223,7 @@ def _verify(a: Track, b: Track, offset: int) -> tuple[float, float, float] | Non
             for x, y in ((_inner(a, part), _smooth(b)), (_smooth(a), _inner(b, part))):
                 best = max(best, *((_shared(x, y, shift), shift) for shift in shifts))
     (score, steps), shift = best
-    return (shift / RATE, steps / RATE, score) if score > SAME_MOTION else None
+    return score, shift / RATE, steps / RATE
 
 
 def _shared(a: Track, b: Track, shift: float) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""Gives jobs to worker processes one at a time, so that a crash or a hang is laid at the door of the job that caused it.
+"""Gives jobs to worker processes one at a time, so that a crash or a hang is laid at the door of the job it was over.
 
 The pools of the standard library break as a whole when a worker dies and do not say over what; video decoders do crash.
 """
@@ -33,9 +33,7 @@ class Lost:
     reason: str
 
 
-def each(
-    function: Callable[[J], R], jobs: Sequence[J], workers: int, limit: float
-) -> Iterator[tuple[int, R | Lost]]:
+def each(function: Callable[[J], R], jobs: Sequence[J], workers: int, limit: float) -> Iterator[tuple[int, R | Lost]]:
     """The results of `function` for all jobs, with their numbers, in the order in which they are ready.
 
     Args:

@@ -1,7 +1,7 @@
 """What there is to know of a video file before training on it: its format, its frames, and what can be seen in them.
 
 Every frame that is looked at becomes a thumbnail, 32 x 32 and grey. From the thumbnails follow whether anything moves,
-where the hard cuts are, and the track by which copies are found (`stmae.data.copies`).
+where the hard cuts are, and the track by which copies are found (data/copies.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import av
 import numpy as np
@@ -25,18 +24,17 @@ from stmae.data.container import (
     reasons,
     video_stream,
 )
+from stmae.data.media import Media, read_clips
+from stmae.data.tracks import RATE, SIDE, Track, correlation, make_track
 
-SIDE = 32  # of a thumbnail in pixels
-RATE = 8  # thumbnails a second in a track
-TRACK_SIDE = 16  # of a track's thumbnails
 WINDOW = 10.0  # seconds: a long video is looked at in windows of about this length
 MAX_PACKETS = 500_000  # read for a file's facts: four hours at 30 fps
 MAX_FRAMES = 20_000  # looked at, whatever the frame rate says
 MAX_BARREN = 1000  # packets in a row without a picture
 
-# Grey levels: the largest change of any pixel of the thumbnails. A still picture, encoded, gives up to 1; see
-# docs/results/check.md.
-STATIC = 2.0
+# Grey levels: the largest change of any pixel of the thumbnails. A still picture, encoded, gives 0 to 6; the least that
+# something small moves in real clips is 6, in nearly all it is above 20 (docs/results/check.md).
+STATIC = 5.0
 # A cut: the thumbnails before and after correlate less than this, and the change stands out so many times from those
 # around it.
 CUT_CORRELATION = 0.6
@@ -45,26 +43,11 @@ CUT_RATIO = 4.0
 
 
 @dataclass
-class Track:
-    """What a video shows over time, small: the mean picture of each step of 1 / RATE seconds since its first frame.
-
-    Means over time rather than single frames: they change slowly, so that those of a copy with another frame rate or
-    beginning are nearly the same.
-
-    Attributes:
-        steps: int32 (n,), numbers of the steps, increasing.
-        thumbs: uint8 (n, TRACK_SIDE, TRACK_SIDE), grey.
-    """
-
-    steps: np.ndarray
-    thumbs: np.ndarray
-
-
-@dataclass
 class Facts:
     """What a file is.
 
     Attributes:
+        kind: video, image or array.
         bytes: its size.
         container, codec: as FFmpeg names them; empty where they are not known.
         width, height: in pixels, as shown (upright).
@@ -82,6 +65,7 @@ class Facts:
         track: see there; None if it cannot be read.
     """
 
+    kind: str = "video"
     bytes: int = 0
     container: str = ""
     codec: str = ""
@@ -101,40 +85,78 @@ class Facts:
     track: Track | None = None
 
 
-def survey(path: str | Path, look: float = 60.0) -> Facts:
-    """The facts of one file; one that cannot be read is a fact too, not an error.
+def survey(media: Media, look: float = 60.0) -> Facts:
+    """The facts of one item; that it cannot be read is a fact too, not an error.
 
     Args:
-        path: of the file.
+        media: video, image or array.
         look: seconds of a video that are decoded; of a longer one, windows spread over it.
     """
-    facts = Facts()
+    facts = Facts(kind=media.kind)
     try:
-        facts.bytes = os.stat(path).st_size
-        with open_video(path) as container:
-            facts.container = container.format.name.split(",")[0]
-            kinds = {stream.type for stream in container.streams}
-            facts.audio_only = "audio" in kinds and "video" not in kinds
-            stream = video_stream(container, path)
-            facts.codec = stream.codec_context.name
-        _read_packets(path, facts)
-        _look(path, facts, look)
+        facts.bytes = os.stat(media.path).st_size - media.offset if media.size is None else media.size
+        if media.kind == "video":
+            _read_format(media, facts)
+            _read_packets(media, facts)
+            _look(media, facts, look)
+        else:
+            _look_at_others(media, facts, look)
     except DecodeError as error:
-        facts.reason = error.reason
+        facts.reason, facts.damage = error.reason, ""
     except OSError as error:
         facts.reason = f"cannot be opened: {in_words(error)}"
     return facts
 
 
+def _read_format(media: Media, facts: Facts) -> None:
+    with open_video(media) as container:
+        facts.container = container.format.name.split(",")[0]
+        kinds = {stream.type for stream in container.streams}
+        facts.audio_only = "audio" in kinds and "video" not in kinds
+        facts.codec = video_stream(container, media).codec_context.codec.canonical_name
+
+
+def _look_at_others(media: Media, facts: Facts, look: float) -> None:
+    """Images and arrays, through the reader that training uses."""
+    facts.container = facts.codec = os.path.splitext(media.name)[1].lower()[1:]
+    pictures: list[np.ndarray] = []
+
+    def choose(clip: int, duration: float) -> np.ndarray:
+        facts.duration = duration
+        return np.arange(max(1, round(min(duration, look) * RATE))) / RATE
+
+    def take(clip: int, position: int, frame: np.ndarray) -> None:
+        facts.height, facts.width = frame.shape[:2]
+        pictures.append(_grey(frame))
+
+    read_clips(media, 1, choose, take)
+    values = np.stack(pictures)
+    if media.kind == "array":  # of any range
+        low, high = float(values.min()), float(values.max())
+        values = (values - low) * (255 / max(high - low, 1e-9))
+    thumbs = np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    facts.motion = float((thumbs.max(axis=0).astype(int) - thumbs.min(axis=0)).max())
+    facts.looked = min(facts.duration, look)
+    facts.track = make_track(np.arange(len(thumbs) + 1) / RATE, thumbs)
+
+
+def _grey(frame: np.ndarray) -> np.ndarray:
+    """(H, W, C) of any type as float32 (SIDE, SIDE)."""
+    from PIL import Image
+
+    grey = Image.fromarray(np.ascontiguousarray(frame.astype(np.float32).mean(axis=2)))
+    return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
 # The packets: how many frames, when, and which are key frames --------------------------------------------------------
 
 
-def _read_packets(path: str | Path, facts: Facts) -> None:
+def _read_packets(media: Media, facts: Facts) -> None:
     """Fills in what follows from the packets without decoding them."""
     stamps, keys, count = [], 0, 0
     length = 0.0  # of the last packet's frame, in seconds
-    with open_video(path) as container:
-        stream = video_stream(container, path)
+    with open_video(media) as container:
+        stream = video_stream(container, media)
         unit = float(stream.time_base or UNIT)
         step = 1 / float(stream.average_rate or stream.guessed_rate or 30)
         try:
@@ -174,7 +196,7 @@ def _uneven(gaps: np.ndarray, unit: float) -> bool:
 # The pictures --------------------------------------------------------------------------------------------------------
 
 
-def _look(path: str | Path, facts: Facts, look: float) -> None:
+def _look(media: Media, facts: Facts, look: float) -> None:
     """Decodes the windows and fills in what can be seen.
 
     Raises:
@@ -184,8 +206,8 @@ def _look(path: str | Path, facts: Facts, look: float) -> None:
     tracks: list[np.ndarray] = []
     low = np.full((SIDE, SIDE), 255, np.uint8)
     high = np.zeros((SIDE, SIDE), np.uint8)
-    with open_video(path) as container:
-        reader = _Reader(container, path, facts)
+    with open_video(media) as container:
+        reader = _Reader(container, media, facts)
         for begin, end in windows(facts.duration, look):
             times, thumbs = reader.read(begin, end)
             if not len(times):
@@ -200,13 +222,13 @@ def _look(path: str | Path, facts: Facts, look: float) -> None:
             if reader.at_end:
                 break
     if not steps:
-        raise DecodeError(path, f"no frame can be decoded: {facts.damage or 'holds no pictures'}")
+        raise DecodeError(media, f"no frame can be decoded: {facts.damage or 'holds no pictures'}")
     facts.motion = float((high.astype(int) - low).max())
     facts.track = Track(np.concatenate(steps), np.concatenate(tracks))
 
 
 def windows(duration: float, look: float) -> list[tuple[float, float]]:
-    """(begin, end) in seconds of the parts of a video that are looked at: all of it, or `look` seconds spread over it."""
+    """(begin, end) in seconds of what is looked at: the whole video, or `look` seconds spread over it."""
     if duration <= look * 1.01:
         return [(0.0, math.inf)]
     count = max(1, round(look / WINDOW))
@@ -221,9 +243,9 @@ class _Reader:
         at_end: the file was read to its end, or to damage.
     """
 
-    def __init__(self, container: av.container.InputContainer, path: str | Path, facts: Facts) -> None:
-        self._container, self._path, self._facts = container, path, facts
-        self._stream = video_stream(container, path)
+    def __init__(self, container: av.container.InputContainer, media: Media, facts: Facts) -> None:
+        self._container, self._media, self._facts = container, media, facts
+        self._stream = video_stream(container, media)
         self._unit = float(self._stream.time_base or UNIT)
         self._step = 1 / float(self._stream.average_rate or self._stream.guessed_rate or 30)
         self._frames = self._decode()
@@ -293,37 +315,10 @@ class _Reader:
 
     def _thumb(self, frame: av.VideoFrame) -> np.ndarray:
         self._taken += 1
-        with reasons(self._path, "cannot be converted to grey"):
+        with reasons(self._media, "cannot be converted to grey"):
             small = frame.reformat(SIDE, SIDE, "gray", interpolation=Interpolation.AREA)
             thumb = small.to_ndarray()
         return np.rot90(thumb, quarter_turns(frame))
-
-
-def make_track(edges: np.ndarray, thumbs: np.ndarray) -> Track:
-    """The mean picture of each step that a run of frames fills by half or more (of one step, if they fill none).
-
-    Args:
-        edges: float64 (n + 1,), when each frame begins to be shown, and when the last one ends; seconds.
-        thumbs: uint8 (n, SIDE, SIDE).
-    """
-    half = SIDE // TRACK_SIDE
-    rows = thumbs.reshape(len(thumbs), TRACK_SIDE, half, TRACK_SIDE, half).mean(axis=(2, 4)).reshape(len(thumbs), -1)
-    sums = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(rows * np.diff(edges)[:, None], axis=0)])
-
-    def integral(times: np.ndarray) -> np.ndarray:
-        """Of the picture from the first frame to each of `times`."""
-        frame = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, len(rows) - 1)
-        return sums[frame] + rows[frame] * (times - edges[frame])[:, None]
-
-    first, last = round(edges[0] * RATE), round(edges[-1] * RATE)
-    steps = np.arange(first, max(last, first + 1))
-    begins = np.clip(steps / RATE, edges[0], edges[-1])
-    ends = np.clip((steps + 1) / RATE, edges[0], edges[-1])
-    if last <= first:
-        begins, ends = edges[:1], edges[-1:]
-    means = (integral(ends) - integral(begins)) / np.maximum(ends - begins, 1e-9)[:, None]
-    pictures = np.clip(means + 0.5, 0, 255).astype(np.uint8)
-    return Track(steps.astype(np.int32), pictures.reshape(-1, TRACK_SIDE, TRACK_SIDE))
 
 
 def find_cuts(thumbs: np.ndarray) -> list[int]:
@@ -347,12 +342,3 @@ def find_cuts(thumbs: np.ndarray) -> list[int]:
         if max(correlation(thumbs[i], thumbs[i + 1]), wide) < CUT_CORRELATION:
             found.append(i + 1)
     return found
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two pictures, over their pixels; 0 where one is flat."""
-    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    x -= x.mean()
-    y -= y.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm > 1e-9 else 0.0

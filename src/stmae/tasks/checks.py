@@ -16,6 +16,7 @@ from stmae.durations import parts
 from stmae.errors import Problems, UserError, unknown
 from stmae.presets import PRESETS
 from stmae.tasks.options import (
+    CheckOptions,
     ConvertOptions,
     DemoOptions,
     EmbedOptions,
@@ -206,6 +207,23 @@ def check_convert(options: ConvertOptions, problems: Problems) -> None:
     _writable("out", options.out, problems, folder=folder)
 
 
+def check_check(options: CheckOptions, problems: Problems) -> None:
+    """Everything `stmae check` can refuse before it looks into the folder."""
+    _folder_of_videos(options.videos, problems)
+    if options.against is not None:
+        _folder_of_videos(options.against, problems, name="against")
+    _writable("out", options.out, problems, folder=False)
+    _at_least(options, ("frames", "image_size", "repeats"), 1, problems)
+    _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
+    for name in ("look", "patience", "speed_seconds"):
+        _positive(name, getattr(options, name), "Its unit is seconds.", problems)
+    problems.check(
+        options.workers is None or options.workers >= 1,
+        f"workers {options.workers} is too small: files are looked at in processes of their own.",
+        "Choose 1 or more, or leave it out.",
+    )
+
+
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
@@ -219,6 +237,7 @@ CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
     ReconstructOptions: check_reconstruct,
     EmbedOptions: check_embed,
     ConvertOptions: check_convert,
+    CheckOptions: check_check,
     DemoOptions: check_demo,
 }
 

@@ -283,6 +283,35 @@ class ConvertOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckOptions(ClipOptions):
+    """Look at every video before training: what they are, what is wrong with them, and what to do about it.
+
+    Finds unreadable and damaged files, videos without motion, hard cuts, copies (re-encoded, resized, cropped or in
+    part) and what is also in another set, and measures how fast clips load. Nothing is changed.
+
+    Examples:
+
+        stmae check videos/
+        stmae check videos/ --against test-videos/ --out check.csv
+    """
+
+    videos: Positional[Source] = field(kw_only=False)
+    """Folder of videos, or what else `stmae pretrain` takes."""
+    against: Annotated[Source | None, default("none")] = None
+    """Another set, such as the test videos: what is in both is a leak."""
+    out: AnyPath = Path("check.csv")
+    """File to write: a row per video, with its facts and flags."""
+    repeats: int = 4
+    """Clips taken from a video each time it is opened, for the loading speed."""
+    look: float = 60.0
+    """Seconds of each video that are decoded; of longer ones, windows of about 10 s spread over them."""
+    patience: float = 120.0
+    """Seconds that one file may take before it counts as unreadable."""
+    speed_seconds: float = 6.0
+    """How long to measure the loading speed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
     """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
 
