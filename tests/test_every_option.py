@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import stmae
+from stmae.engine.blocks import blocks_of
 from stmae.engine.loop import Position
 from stmae.errors import UserError
 from stmae.tasks import pretrain as module
@@ -56,6 +57,10 @@ CHANGES: dict[str, Any] = {
     "weight_decay": 0.1,
     "betas": (0.9, 0.999),
     "clip_grad": None,
+    "ema": 0.99,
+    "compile": "on",
+    "checkpoint_activations": True,
+    "threads": 3,
     "repeats": 2,
     "crop_area": (0.1, 0.2),
     "crop_aspect": (1.0, 1.0),
@@ -66,6 +71,7 @@ CHANGES: dict[str, Any] = {
     "file_timeout": 0,
     "milestone_every": 7,
     "max_bad_steps": 7,
+    "loggers": (),
     "log_every": 7,
     "evaluate_every": 7,
 }
@@ -100,6 +106,9 @@ def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -
 
     def train(job: Any, batches: Any, optimizer: Any, schedule: Any, **keywords: Any) -> Position:
         batch = next(batches)
+        blocks = [("forward" in vars(block), block._compiled_call_impl is not None) for block in blocks_of(job.model)]
+        for block in blocks_of(job.model):
+            block._compiled_call_impl = None  # what compiling does has a test of its own
         with torch.autocast("cpu", keywords["autocast"] or torch.bfloat16, enabled=keywords["autocast"] is not None):
             job.model.eval()
             loss = job.step(batch).loss_sum if job.model.config.encoder.blocks.width <= 192 else None
@@ -111,7 +120,11 @@ def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -
             groups=[{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
             schedule=schedule,
             keep=keywords["checkpoints"].keep,
-            rest={k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device")},
+            loggers=[type(sink).__name__ for sink in keywords["log"].sinks],
+            threads=torch.get_num_threads(),
+            more=sorted(keywords["checkpoints"].more),
+            blocks=blocks,
+            rest={k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device", "ema")},
         )
         return Position()
 

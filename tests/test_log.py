@@ -28,7 +28,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 def test_everything_goes_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    with RunFolder.open(tmp_path / "run") as run, open_log(run, tensorboard=False) as log:
+    with RunFolder.open(tmp_path / "run") as run, open_log(run, loggers=()) as log:
         log.message("begins " + "on one line " * 20)
         log.warning("look [bold] here")
         log.table("sizes", [("clips", 64), ("steps per epoch", 7)])
@@ -90,7 +90,7 @@ def test_resuming_drops_the_lines_beyond_the_step_and_those_cut_short(tmp_path: 
 
 def test_the_text_log_goes_on_below(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        with RunFolder.open(tmp_path) as run, open_log(run, console=False, tensorboard=False) as log:
+        with RunFolder.open(tmp_path) as run, open_log(run, console=False, loggers=()) as log:
             log.message(text)
         run.settle_config({})
     assert [line[20:] for line in run.log.read_text().splitlines()] == ["one", "two"]

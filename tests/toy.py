@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from stmae.engine.checkpoint import Checkpoints, Position
+from stmae.engine.ema import Ema
 from stmae.engine.log import Log, MetricsFile, Sink
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
+from stmae.engine.precision import LossScale
 from stmae.engine.recovery import until_done
 
 WIDTH = 192  # times 4, times ROWS: more than the 32768 elements from which torch splits a pointwise operation
@@ -106,6 +108,7 @@ class Trained:
     memory: Memory
     checkpoints: Checkpoints | None
     start: Position
+    more: dict[str, Tensor]
     end: Position | None = None
 
     @property
@@ -130,30 +133,43 @@ def toy_run(
     warmup: int = 2,
     dropout: float = 0.1,
     keep: int = 3,
+    ema: float | None = None,
+    fp16: bool = False,
+    end: int | None = None,
     **options: Any,
 ) -> Trained:
-    """Builds everything anew, resumes from `folder` where it holds checkpoints, trains until `steps`."""
+    """Builds everything anew, resumes from `folder` where it holds checkpoints, trains until `steps`.
+
+    The schedule is that of a run of `end` steps, if that is not `steps`.
+    """
     memory = Memory()
     log = Log([memory])
 
     def attempt() -> Trained:
         model = toy_model(dropout)
         optimizer = build_adamw(parameter_groups(model, 0.05), 1e-3, fused=fused)
+        average = Ema(model, ema) if ema else None
+        scale = LossScale(torch.device("cpu")) if fp16 else None
+        more = {f"ema/{name}": tensor for name, tensor in average.state.items()} if average else {}
+        more |= {f"loss_scale/{name}": tensor for name, tensor in scale.state.items()} if scale else {}
         checkpoints, start = None, Position()
         if folder is not None:
             checkpoints = Checkpoints(
-                folder / "checkpoints", model, optimizer, {"name": "toy"}, keep=keep, warn=log.warning
+                folder / "checkpoints", model, optimizer, {"name": "toy"}, more=more, keep=keep, warn=log.warning
             )
             start = checkpoints.resume()
             folder.mkdir(exist_ok=True)
             log.sinks[1:] = [MetricsFile(folder / "metrics.jsonl", start.step)]
-        trained = Trained(task(model), optimizer, memory, checkpoints, start)
+        trained = Trained(task(model), optimizer, memory, checkpoints, start, more)
         if train_it:
             trained.end = train(
                 trained.task,
                 toy_batches(start.cursor, rows),
                 optimizer,
-                CosineSchedule(1e-3, warmup, steps),
+                CosineSchedule(1e-3, warmup, end or steps),
+                autocast=torch.float16 if fp16 else None,
+                loss_scale=scale,
+                ema=average,
                 steps=steps,
                 log=log,
                 start=start,

@@ -11,6 +11,7 @@ un-normalised with visible neighbours' statistics
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -282,14 +283,33 @@ def save_png(path: str | Path, picture: np.ndarray) -> Path:
 
 def save_gif(path: str | Path, pictures: Sequence[np.ndarray], fps: float) -> Path:
     """Writes pictures, uint8 (H, W, 3) of one size, as an animation that repeats for ever."""
+    Path(path).write_bytes(gif(pictures, fps))
+    return Path(path)
+
+
+def gif(pictures: Sequence[np.ndarray], fps: float) -> bytes:
+    """Pictures, uint8 (H, W, 3) of one size, as a GIF file that repeats for ever."""
     frames = [Image.fromarray(picture) for picture in pictures]
     # One palette for all frames, so that nothing flickers that does not move; a part of the pixels tells the colours.
     step = math.ceil(math.sqrt(len(pictures) * pictures[0].size / 3 / 2**18))
     strip = Image.fromarray(np.concatenate([picture[::step, ::step] for picture in pictures]))
     palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames)
-    first.save(path, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
-    return Path(path)
+    encoded = io.BytesIO()
+    first.save(encoded, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return encoded.getvalue()
+
+
+def clips_gif(painting: Painting, fps: float, *, side: int = 112) -> bytes:
+    """Several clips moving, one row per clip (original, masked, painted back), as a small GIF file.
+
+    Args:
+        side: panels are made smaller, by leaving out pixels, until no side is longer.
+    """
+    columns = [_pixels(kind) for kind in (painting.original, painting.masked, painting.painted)]  # (B, T, H, W, 3)
+    step = math.ceil(max(columns[0].shape[2:4]) / side)
+    whole = np.concatenate([np.concatenate(list(column[:, :, ::step, ::step]), axis=1) for column in columns], axis=2)
+    return gif(list(whole), fps)
 
 
 def save_mp4(path: str | Path, pictures: Sequence[np.ndarray], fps: float) -> Path:

@@ -5,6 +5,7 @@ runs/first/
 ├── config.yaml              the resolved configuration
 ├── log.txt  metrics.jsonl  tensorboard/
 ├── reconstructions/         pictures of the same clips at every interval
+├── trackers/                what W&B, MLflow or trackio keep here, where they are asked for
 ├── index.csv  bad_files.csv  verdicts/
 ├── checkpoints/             step-000500/ ... whole or absent
 └── encoder.safetensors      weights, with the configuration in the header (`weights.py`)
@@ -117,6 +118,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.trackers = self.path / "trackers"
         self.reconstructions = self.path / "reconstructions"
         self.index = self.path / "index.csv"
         self.bad_files = self.path / "bad_files.csv"

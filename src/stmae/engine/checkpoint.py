@@ -4,6 +4,7 @@
 checkpoints/step-000500/
 ├── model.safetensors        every tensor of the model, with its configuration in the header (so `stmae.load` reads it)
 ├── optimizer.safetensors    the optimiser's tensors as "<state>/<parameter name>"
+├── engine.safetensors       what else training changes, where there is any: "ema/<name>", "loss_scale/<name>"
 ├── state.json               step, cursor, counters, steps left out; torch version, device type, threads, world size
 └── manifest.json            size and SHA-256 of the files above, written last
 ```
@@ -34,6 +35,7 @@ from stmae.engine.parallel import full_copies, spread
 from stmae.errors import UserError
 
 OPTIMIZER = "optimizer.safetensors"
+ENGINE = "engine.safetensors"
 STATE = "state.json"
 LEFT_OUT = "left_out.json"
 _SHOWN = 8  # names listed per kind of mismatch
@@ -67,6 +69,7 @@ class Checkpoints:
         config: the model's configuration for the header of model.safetensors, JSON types.
         keep: how many of the newest checkpoints stay.
         milestone_every: those of steps that are multiples of it stay too; 0 for none.
+        more: further tensors that training changes, by "<part>/<name>": read on saving, written on loading.
         world: the processes that train together; exact resume depends on their number.
         warn: where warnings go (`log.warning`).
     """
@@ -78,6 +81,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         config: Mapping[str, Any],
         *,
+        more: Mapping[str, Tensor] | None = None,
         keep: int = 3,
         milestone_every: int = 0,
         world: World = ALONE,
@@ -86,6 +90,7 @@ class Checkpoints:
         assert keep >= 1
         self.folder = Path(folder)
         self.model, self.optimizer, self.config = model, optimizer, dict(config)
+        self.more = dict(more or {})
         self.keep, self.milestone_every, self.world, self.warn = keep, milestone_every, world, warn
         self.saved_step: int | None = None  # of the newest whole checkpoint that this process wrote or loaded
         self._passed_over: set[Path] = set()  # damaged, or with weights that learnt from steps now left out
@@ -105,8 +110,9 @@ class Checkpoints:
         # state_dict() aliases live weights, which the next step changes while the thread writes.
         model = full_copies(self.model.state_dict(), self.world)
         optimizer = full_copies(_named_state(self.optimizer), self.world)
+        more = full_copies(self.more, self.world)
         if self.world.main:
-            self._pending = self._saver.submit(self._write, position, model, optimizer, back_to)
+            self._pending = self._saver.submit(self._write, position, model, optimizer, more, back_to)
 
     def poll(self) -> None:
         """Reports a save that has ended in the meantime; waits for none."""
@@ -148,7 +154,12 @@ class Checkpoints:
         self.wait()
 
     def _write(
-        self, position: Position, model: dict[str, Tensor], optimizer: dict[str, Tensor], back_to: int | None
+        self,
+        position: Position,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Tensor],
+        more: dict[str, Tensor],
+        back_to: int | None,
     ) -> None:
         final = self.folder / f"step-{position.step:06d}"
         temp = self.folder / f".{final.name}.tmp"
@@ -158,6 +169,8 @@ class Checkpoints:
         try:
             weights.save_weights(temp / weights.MODEL, model, self.config)
             weights.write_tensors(temp / OPTIMIZER, optimizer, {"stmae_format": weights.FORMAT})
+            if more:
+                weights.write_tensors(temp / ENGINE, more, {"stmae_format": weights.FORMAT})
             weights.write_atomic(temp / STATE, json.dumps(state, indent=1))
             weights.write_manifest(temp)
             weights.publish(temp, final)
@@ -275,12 +288,16 @@ class Checkpoints:
         """
         model: dict[str, Tensor] = {}  # whole; on rank 0
         optimizer: dict[str, Tensor] = {}
+        more: dict[str, Tensor] = {}
 
         def read() -> dict[str, Any]:
             model.update(weights.load_weights(folder / weights.MODEL)[0])
             check_fit(model, self.model.state_dict(), f'the model in "{folder}"')
             optimizer.update(weights.read_tensors(folder / OPTIMIZER)[0])
             _check_named_state(self.optimizer, optimizer, folder)
+            if self.more or (folder / ENGINE).exists():
+                more.update(weights.read_tensors(folder / ENGINE)[0] if (folder / ENGINE).exists() else {})
+                check_fit(more, self.more, f'the state of training in "{folder}"')
             return _state(folder)
 
         state = self.world.first(read)
@@ -288,6 +305,8 @@ class Checkpoints:
         parameters = dict(_names(self.optimizer))
         parts = spread(optimizer, lambda name: parameters.get(name.split("/", 1)[1]), self.world)
         _load_named_state(self.optimizer, parts)
+        for name, tensor in spread(more, self.more.get, self.world).items():
+            self.more[name].copy_(tensor)
         now = self._surroundings()
         other = [f"{name} {state.get(name)}, now {value}" for name, value in now.items() if state.get(name) != value]
         if other:

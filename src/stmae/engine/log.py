@@ -30,7 +30,7 @@ class Sink:
     def message(self, text: str) -> None: ...
     def warning(self, text: str) -> None: ...
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> None: ...
+    def picture(self, name: str, step: int, picture: np.ndarray | bytes) -> None: ...
     def progress(self, step: int, total: int) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
@@ -59,12 +59,17 @@ class Log:
         """Numbers by name, after `step` updates. Several calls for one step are several lines of metrics.jsonl."""
         self._tell(lambda sink: sink.metrics(step, values))
 
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """A picture, uint8 (H, W, 3); in the run's folder it becomes `<name>/step-000500.png`."""
-        assert pixels.dtype == np.uint8, "pictures are uint8"
-        assert pixels.ndim == 3, "pictures are (H, W, 3)"
-        assert pixels.shape[2] == 3, "pictures are (H, W, 3)"
-        self._tell(lambda sink: sink.picture(name, step, pixels))
+    def picture(self, name: str, step: int, picture: np.ndarray | bytes) -> None:
+        """A picture, uint8 (H, W, 3), in the run's folder `<name>/step-000500.png`; or a moving one, as a GIF file's
+        bytes under a name with the ending .gif, in the folder `<name without it>/step-000500.gif`."""
+        if isinstance(picture, bytes):
+            assert name.endswith(".gif"), "moving pictures are called so"
+            assert picture.startswith(b"GIF8"), "moving pictures are GIFs"
+        else:
+            assert picture.dtype == np.uint8, "pictures are uint8"
+            assert picture.ndim == 3, "pictures are (H, W, 3)"
+            assert picture.shape[2] == 3, "pictures are (H, W, 3)"
+        self._tell(lambda sink: sink.picture(name, step, picture))
 
     def progress(self, step: int, total: int) -> None:
         """`step` of `total` updates are done; cheap enough for every step."""
@@ -95,13 +100,34 @@ class Log:
                     )
 
 
-def open_log(run: RunFolder, *, step: int = 0, console: bool = True, tensorboard: bool = True) -> Log:
-    """The log of a run that stands at `step`; what an interrupted part wrote beyond it is dropped."""
+def open_log(
+    run: RunFolder,
+    *,
+    step: int = 0,
+    console: bool = True,
+    loggers: Iterable[str] = ("tensorboard",),
+    config: Mapping[str, Any] | None = None,
+) -> Log:
+    """The log of a run that stands at `step`; what an interrupted part wrote beyond it is dropped.
+
+    Args:
+        loggers: "tensorboard" and names of trackers (`trackers.TRACKERS`), which may fail to begin with a warning.
+        config: the run's resolved configuration, for the trackers.
+    """
     sinks: list[Sink] = [Console()] if console else []
     sinks += [TextFile(run.log), MetricsFile(run.metrics, step), PictureFolder(run.path)]
-    if tensorboard:
-        sinks.append(TensorBoard(run.tensorboard, step))
-    return Log(sinks)
+    log = Log(sinks)
+    for name in loggers:
+        if name == "tensorboard":
+            log.sinks.append(TensorBoard(run.tensorboard, step))
+            continue
+        from stmae.engine.trackers import TRACKERS
+
+        try:
+            log.sinks.append(TRACKERS[name](run, config or {}))
+        except Exception as error:  # of a package that we know nothing of
+            log.warning(f"{name} could not begin ({type(error).__name__}: {error}); the run goes on without it.")
+    return log
 
 
 class Console(Sink):
@@ -214,19 +240,23 @@ def _lines_up_to(path: Path, step: int) -> Iterable[str]:
 
 
 class PictureFolder(Sink):
-    """`<run>/<name>/step-000500.png`."""
+    """`<run>/<name>/step-000500.png`, or .gif."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        from PIL import Image
-
-        path = self._folder / name / f"step-{step:06d}.png"
+    def picture(self, name: str, step: int, picture: np.ndarray | bytes) -> None:
+        path = self._folder / Path(name).stem / f"step-{step:06d}{Path(name).suffix or '.png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "PNG")
-        write_atomic(path, encoded.getvalue())
+        write_atomic(path, picture if isinstance(picture, bytes) else _png(picture))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 class TensorBoard(Sink):
@@ -248,8 +278,16 @@ class TensorBoard(Sink):
         for name, value in values.items():
             self._writer().add_scalar(name, value, step)
 
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        self._writer().add_image(name, pixels, step, dataformats="HWC")
+    def picture(self, name: str, step: int, picture: np.ndarray | bytes) -> None:
+        if not isinstance(picture, bytes):
+            self._writer().add_image(name, picture, step, dataformats="HWC")
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # A GIF among the images, which TensorBoard shows moving; torch's add_video needs a package to make one.
+        width, height = (int.from_bytes(picture[at : at + 2], "little") for at in (6, 8))
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
+        self._writer()._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def flush(self) -> None:
         if self._opened is not None:

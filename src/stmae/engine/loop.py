@@ -38,9 +38,11 @@ from torch import Tensor, nn
 
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.distributed import ALONE, World
+from stmae.engine.ema import Ema
 from stmae.engine.log import Log, step_line
 from stmae.engine.meter import Meter, StepResult, peak_flops
 from stmae.engine.parallel import gradient_sync, local, total_norm
+from stmae.engine.precision import LossScale
 from stmae.engine.recovery import RolledBack, Spikes, diagnose, roll_back
 from stmae.engine.signals import Stopped, StopSignals
 
@@ -70,8 +72,8 @@ class Task:
         """Numbers by name over the held-out set, at most `limit` clips of it. Leaves the model in training mode."""
         return {}
 
-    def pictures(self, step: int) -> Mapping[str, np.ndarray]:
-        """Pictures by name, uint8 (H, W, 3)."""
+    def pictures(self, step: int) -> Mapping[str, np.ndarray | bytes]:
+        """Pictures by name, uint8 (H, W, 3); by a name with the ending .gif the bytes of such a file."""
         return {}
 
     def on_log(self, step: int) -> Mapping[str, float]:
@@ -102,6 +104,8 @@ def train(
     accumulate: int = 1,
     clip_grad: float | None = None,
     autocast: torch.dtype | None = None,
+    loss_scale: LossScale | None = None,
+    ema: Ema | None = None,
     seed: int = 0,
     log_every: int = 50,
     save_every: int = 0,
@@ -128,7 +132,9 @@ def train(
         model: what `parallel.wrap` gave for them; not needed by a process alone.
         accumulate: micro-batches (items of `batches`) per update.
         clip_grad: greatest norm of an update's gradient.
-        autocast: torch.bfloat16, or None for float32 throughout.
+        autocast: torch.bfloat16 or float16, or None for float32 throughout.
+        loss_scale: for float16.
+        ema: takes the weights after every update.
         seed: of what the model draws itself (dropout, drop path).
         milestone_every: of checkpoints too.
         max_bad_steps: updates in a row that may be not finite; then the run is rolled back. Looked at when a line is
@@ -167,12 +173,17 @@ def train(
                 with gradient_sync(model, last=micro == accumulate - 1):
                     with torch.autocast(device.type, autocast, enabled=autocast is not None):
                         result = task.step(batch)
-                    result.loss_sum.backward()
+                    loss = result.loss_sum
+                    if loss_scale:
+                        loss = loss_scale.scaled(loss, result.weight, world)
+                    loss.backward()
                 meter.add(result, batch.wait_seconds)
             if step in position.left_out:
                 meter.leave_out()
             else:
-                update(optimizer, parameters, meter, clip_grad, world)
+                update(optimizer, parameters, meter, clip_grad, world, loss_scale)
+                if ema:
+                    ema.update(step + 1)
 
             done = step + 1
             stopping = asked()
@@ -215,6 +226,7 @@ def update(
     meter: Meter,
     clip_grad: float | None = None,
     world: World = ALONE,
+    loss_scale: LossScale | None = None,
 ) -> None:
     """One optimiser step from the gradients of summed losses; skipped on the device where something is not finite.
 
@@ -222,9 +234,10 @@ def update(
     """
     meter.sum_over(world)
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = total_norm(grads) / meter.weight
+    divisor = meter.weight * loss_scale.scale if loss_scale else meter.weight
+    norm = total_norm(grads) / divisor
     finite = torch.isfinite(norm) & torch.isfinite(meter.loss_sum)
-    scale = 1.0 / meter.weight
+    scale = 1.0 / divisor
     if clip_grad is not None:
         scale = scale * (clip_grad / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_([local(grad) for grad in grads], scale)
@@ -233,7 +246,11 @@ def update(
         optimizer.step()
     elif finite.item():  # an optimiser that cannot skip by itself: here, and only here, the host waits
         optimizer.step()
-    meter.close_update(norm, finite)
+    excused = None
+    if loss_scale:
+        excused = torch.isfinite(meter.loss_sum) & ~loss_scale.blameless
+        loss_scale.update(finite)
+    meter.close_update(norm, finite, excused)
 
 
 # The parts of `train`, in the order in which it calls them ----------------------------------------------------------
@@ -289,8 +306,8 @@ def _log_evaluation(log: Log, step: int, values: Mapping[str, float]) -> None:
 
 
 def _log_pictures(task: Task, log: Log, step: int) -> None:
-    for name, pixels in task.pictures(step).items():
-        log.picture(name, step, pixels)
+    for name, picture in task.pictures(step).items():
+        log.picture(name, step, picture)
 
 
 def _save(task: Task, log: Log, checkpoints: Checkpoints | None, position: Position, margin: int | None) -> None:

@@ -98,15 +98,19 @@ class Meter:
         self.loss_sum, self.weight, *numbers = world.sum_(sums).unbind()
         self.numbers = dict(zip(names, numbers, strict=True))
 
-    def close_update(self, norm: Tensor, finite: Tensor) -> None:
-        """Takes the update into the interval, on the device; a skipped one adds nothing but itself."""
+    def close_update(self, norm: Tensor, finite: Tensor, excused: Tensor | None = None) -> None:
+        """Takes the update into the interval, on the device; a skipped one adds nothing but itself.
+
+        One that is `excused` (the loss scale was too large) does not count as one more in a row.
+        """
         if not self.names:
             self._name(sorted(self.numbers))
         own = self._own()
         assert sorted(self.numbers) == list(own), "a task's numbers have the same names in every step"
         row = [torch.ones_like(norm), self.loss_sum, self.weight, norm, *(self.numbers[name] for name in own)]
         skipped = (~finite).float()
-        self.sums[0].add_(1).mul_(skipped)  # how many in a row
+        in_row = 1.0 if excused is None else (~excused).float()
+        self.sums[0].add_(in_row).mul_(skipped)  # how many in a row
         self.sums[1].add_(skipped)
         self.sums[2:-2].add_(torch.where(finite, torch.stack(row), 0.0))
         latest = torch.stack([self.loss_sum / self.weight, norm])

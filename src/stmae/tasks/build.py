@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,11 +53,22 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
-    """The arithmetic of matrix multiplications, "fp32" or "bf16", and the reason for it.
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+def pick_precision(name: Literal["auto"] | Precision, device: torch.device) -> tuple[Precision, str]:
+    """The arithmetic of matrix multiplications (`engine.precision`), and the reason for it.
 
     "auto" takes bf16 where the hardware has it: on CUDA by its own word, on a CPU where it measures faster.
+
+    Raises:
+        UserError: the device has no such arithmetic.
     """
+    if name == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise UserError(
+            f"precision tf32 is arithmetic of NVIDIA GPUs since 2020, and this runs on {device.type}.",
+            "Choose fp32, or auto.",
+        )
     if name != "auto":
         return name, "as asked"
     if device.type == "cuda":
@@ -80,6 +93,17 @@ def _seconds(dtype: torch.dtype, size: int = 256) -> float:
         a @ a
         best = min(best, time.perf_counter() - began)
     return best
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """While open, operations on the CPU are split over so many threads; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_workers(device: torch.device, source: Source) -> int:

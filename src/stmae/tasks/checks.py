@@ -6,6 +6,7 @@ Each check takes the options of one task and the list that gathers their problem
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import os
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from stmae.tasks.options import (
     Options,
     PretrainOptions,
     ReconstructOptions,
+    RunOptions,
 )
 from stmae.tasks.values import named_numbers
 from stmae.weights import step_folders
@@ -54,10 +56,18 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
         problems.check(every is None or parts(every, "")[0] > 0, f"{name} {every} is too small.", "Choose 1 or more.")
     _seed(options.seed, problems)
     _workers(options.workers, problems)
+    _threads(options, problems)
     _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
     check_model(options, options.frames, options.image_size, problems)
     check_optimizer(options, problems)
     _batch(options, problems)
+    for logger in options.loggers:
+        package = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}.get(logger)
+        problems.check(
+            package is None or importlib.util.find_spec(logger) is not None,
+            f"loggers: {logger} is not installed.",
+            f"pip install {package}",
+        )
     _range("crop_area", options.crop_area, "0.5 1.0", problems, highest=1.0)
     _range("crop_aspect", options.crop_aspect, "0.75 1.333", problems)
     problems.check(
@@ -132,6 +142,10 @@ def check_optimizer(options: OptimizerOptions, problems: Problems) -> None:
         f"betas {options.betas} are not both from 0 to below 1.",
         "The paper's are 0.9 0.95.",
     )
+    if options.ema is not None:
+        problems.check(
+            0 < options.ema < 1, f"ema {options.ema:g} is not above 0 and below 1.", "Such as 0.9999, or leave it out."
+        )
     if options.clip_grad is not None:
         _positive("clip_grad", options.clip_grad, "Give none to leave gradients as long as they are.", problems)
 
@@ -164,6 +178,7 @@ def check_reconstruct(options: ReconstructOptions, problems: Problems) -> None:
     _videos(options.videos, problems)
     _exists("model", options.model, "Give a run's folder or a weights file", problems)
     _writable("out", options.out, problems, folder=True)
+    _threads(options, problems)
     for ratio in options.mask_ratio:
         _mask_ratio(ratio, problems)
     if options.start is not None:
@@ -191,6 +206,7 @@ def check_embed(options: EmbedOptions, problems: Problems) -> None:
             f"views {options.views} and window {options.window:g} exclude each other: a window is one view.",
             "Leave one of them out.",
         )
+    _threads(options, problems)
     _at_least(options, ("views", "batch_size"), 1, problems)
     _workers(options.workers, problems)
 
@@ -262,6 +278,12 @@ def _workers(workers: int | None, problems: Problems) -> None:
         workers is None or workers >= 0,
         f"workers {workers} is negative.",
         "Choose 0 (decode in the main process) or more, or leave it out.",
+    )
+
+
+def _threads(options: RunOptions, problems: Problems) -> None:
+    problems.check(
+        options.threads is None or options.threads >= 1, f"threads {options.threads} is too small.", "Choose 1 or more."
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from stmae.data.sources import Source, TensorSource
 from stmae.data.views import End, View, spread, stream_views, windows
 from stmae.engine.log import Console, Log
+from stmae.engine.precision import computing
 from stmae.errors import UserError
 from stmae.interop.native import load_with_extras
 from stmae.model.encoder import VideoViT
@@ -66,7 +67,7 @@ def embed(options: EmbedOptions) -> Path:
     source = open_videos(options.videos, encoder.config.clip)
     stride = stride_of(extras)
     batches = Encoding(encoder, device, precision, options.batch_size)
-    with Log([Console()]) as log:
+    with build.cpu_threads(options.threads), Log([Console()]) as log:
         if isinstance(source, TensorSource):
             rows = _embed_tensors(source, batches, options, log)
         else:
@@ -101,7 +102,7 @@ class Encoding:
         labels, clips = zip(*self._clips, strict=True)
         self._clips = []
         batch = torch.stack(clips).to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computing(self.device, self.precision):
             features = self.encoder(batch)
         return list(zip(labels, features.float().cpu().numpy(), strict=True))
 

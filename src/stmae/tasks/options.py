@@ -79,8 +79,10 @@ class RunOptions(Options):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes an accelerator if there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Arithmetic of matrix multiplications; auto takes bf16 where the device has it in hardware."""
+    threads: Annotated[int | None, default("PyTorch's choice, the machine's cores")] = None
+    """Threads over which an operation on the CPU is split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,12 @@ class OptimizerOptions(Options):
     """AdamW's momentum terms."""
     clip_grad: float | None = 0.02
     """Longest gradient norm; longer ones are scaled down to it. None leaves them as they are."""
+    ema: Annotated[float | None, default("none")] = None
+    """Decay of a running average of the weights, such as 0.9999, which is then what is judged and exported."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model's blocks, which takes a minute and makes steps faster; auto does on a GPU."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time, the same result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,8 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Seconds of waiting after which a worker is taken to hang in a video, and the video for bad; 0 waits for ever."""
     save_every: Duration = 500
     """Steps between checkpoints; or "1 epoch", "1M clips", "5%" of the run."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Where numbers and pictures go besides the run's own files."""
     keep: int = 2
     """Newest checkpoints that are kept."""
     milestone_every: Annotated[Duration | None, default("none")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,16 +13,20 @@ import torch
 from torch import Tensor
 
 from stmae import pictures
+from stmae.data.clips import NOMINAL_FPS
 from stmae.data.dataset import BadFile, Sample
 from stmae.data.loader import Batch, ClipLoader
 from stmae.data.names import Names
 from stmae.data.sources import Index, save_index
 from stmae.data.workers import Verdict
+from stmae.engine.blocks import checkpoint_blocks, compile_blocks
 from stmae.engine.checkpoint import Checkpoints
+from stmae.engine.ema import Ema
 from stmae.engine.log import Log, open_log
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.meter import peak_flops
 from stmae.engine.optim import build_adamw
+from stmae.engine.precision import AUTOCAST, LossScale, computing, float32_products
 from stmae.engine.recovery import until_done
 from stmae.errors import UserError
 from stmae.model.config import as_dict
@@ -36,11 +41,11 @@ from stmae.tasks.task import task
 # What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
 MAY_CHANGE = {
     "videos", "out", "preset", "device", "workers", "accumulate", "max_bad_share", "max_bad_steps", "save_every",
-    "keep", "milestone_every", "log_every", "evaluate_every", "file_timeout", "derived",
+    "keep", "milestone_every", "log_every", "evaluate_every", "file_timeout", "derived", "loggers", "threads",
+    "compile", "checkpoint_activations",
 }  # fmt: skip
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
 PICTURE_CLIPS = 4
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @task(PretrainOptions)
@@ -59,7 +64,8 @@ def pretrain(options: PretrainOptions) -> Path:
             kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
             assert isinstance(kept_out, Index)
             save_index(run.index, setup.source, kept_out)
-        until_done(lambda: _train(setup, run))
+        with build.cpu_threads(setup.options.threads), float32_products(setup.options.precision):
+            until_done(lambda: _train(setup, run))
     return run.path
 
 
@@ -72,6 +78,14 @@ def _train(setup: Setup, run: RunFolder) -> None:
     notes, warnings = [setup.changed], list[str]()  # what there is to say before the log is open
     extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
     model.to(device)
+    if options.checkpoint_activations:
+        checkpoint_blocks(model)
+    if setup.compile[0]:
+        compile_blocks(model)
+    ema = Ema(model, options.ema) if options.ema else None
+    loss_scale = LossScale(device) if options.precision == "fp16" else None
+    more = {f"ema/{name}": tensor for name, tensor in ema.state.items()} if ema else {}
+    more |= {f"loss_scale/{name}": tensor for name, tensor in loss_scale.state.items()} if loss_scale else {}
     optimizer = build_adamw(build.groups(model, options), plan.lr, betas=options.betas)
     milestone_every = 0 if options.milestone_every is None else clock.interval(options.milestone_every)
     checkpoints = Checkpoints(
@@ -79,6 +93,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
         model,
         optimizer,
         extras,
+        more=more,
         keep=options.keep,
         milestone_every=milestone_every,
         warn=warnings.append,
@@ -86,6 +101,8 @@ def _train(setup: Setup, run: RunFolder) -> None:
     start = checkpoints.resume()
     if options.init is not None and checkpoints.saved_step is None:
         notes.append(build.init_weights(model, options.init))
+        if ema:
+            ema.restart()
     verdicts = Verdicts(run.verdicts)
     loader = ClipLoader(
         setup.training_clips(),
@@ -97,7 +114,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
         verdicts=[Verdict(*known) for known in verdicts.found],
     )
     autocast = AUTOCAST[options.precision]
-    with open_log(run, step=start.step) as log:
+    with open_log(run, step=start.step, loggers=options.loggers, config=setup.saved()) as log:
         checkpoints.warn = loader.warn = log.warning
         setup.describe(log)
         if start.step:
@@ -106,7 +123,7 @@ def _train(setup: Setup, run: RunFolder) -> None:
             log.message(text)
         for text in warnings:
             log.warning(text)
-        job = Pretraining(setup, model, run, verdicts, extras, log)
+        job = Pretraining(setup, model, run, verdicts, extras, log, ema)
         try:
             train(
                 job,
@@ -121,6 +138,8 @@ def _train(setup: Setup, run: RunFolder) -> None:
                 accumulate=options.accumulate,
                 clip_grad=options.clip_grad,
                 autocast=autocast,
+                loss_scale=loss_scale,
+                ema=ema,
                 seed=options.seed,
                 log_every=clock.interval(options.log_every),
                 save_every=clock.interval(options.save_every),
@@ -155,15 +174,10 @@ class Pretraining(Task):
         verdicts: Verdicts,
         extras: Mapping[str, Any],
         log: Log,
+        ema: Ema | None = None,
     ) -> None:
-        self.setup, self.model, self.run, self.verdicts, self.extras, self.log = (
-            setup,
-            model,
-            run,
-            verdicts,
-            extras,
-            log,
-        )
+        self.setup, self.model, self.run, self.extras = setup, model, run, extras
+        self.verdicts, self.log, self.ema = verdicts, log, ema
         self.device, self.options = setup.device, setup.options
         self.judged = setup.judged_clips()
         self.fixed: tuple[Tensor, Tensor] | None = None  # read when first needed
@@ -187,26 +201,33 @@ class Pretraining(Task):
         clips, keys = self._fixed_clips()
         count = len(clips) if limit is None else min(limit, len(clips))
         sums = torch.zeros(2, device=self.device)
-        for at in range(0, count, 8):
-            output = self._forward(clips[at : min(at + 8, count)], keys[at : min(at + 8, count)])
-            sums += torch.stack([output.loss, explained_variance(output)]) * len(output.hidden)
+        with self._judged_weights():
+            for at in range(0, count, 8):
+                output = self._forward(clips[at : min(at + 8, count)], keys[at : min(at + 8, count)])
+                sums += torch.stack([output.loss, explained_variance(output)]) * len(output.hidden)
         loss, explained = (sums / count).tolist()
         return {"held_out_loss": loss, "held_out_explained": explained}
 
     @torch.no_grad()
-    def pictures(self, step: int) -> dict[str, np.ndarray]:
-        """The same clips at every interval: original, masked, painted back."""
+    def pictures(self, step: int) -> dict[str, np.ndarray | bytes]:
+        """The same clips at every interval: original, masked, painted back; still and moving."""
         every, all_keys = self._fixed_clips()
         spread = torch.linspace(0, len(every) - 1, min(PICTURE_CLIPS, len(every))).long()
         clips, keys = every[spread], all_keys[spread]
-        painting = paint(self.model, clips.to(self.device), self._forward(clips, keys))
+        with self._judged_weights():
+            painting = paint(self.model, clips.to(self.device), self._forward(clips, keys))
         which = "training" if self.setup.held_out is None else "held-out"
         title = f"step {step}: {which} clips"
-        return {"reconstructions": pictures.clips_picture({self.options.mask_ratio: painting}, title=title)}
+        still = pictures.clips_picture({self.options.mask_ratio: painting}, title=title)
+        fps = NOMINAL_FPS / self.options.stride * len(painting.frames) / clips.shape[2]
+        return {"reconstructions": still, "reconstructions.gif": pictures.clips_gif(painting, fps)}
+
+    def _judged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The average of the weights, where there is one."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     def _forward(self, clips: Tensor, keys: Tensor) -> MaeOutput:
-        dtype = AUTOCAST[self.options.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with computing(self.device, self.options.precision):
             return self.model(clips.to(self.device), keys=keys.to(self.device))
 
     def _fixed_clips(self) -> tuple[Tensor, Tensor]:
@@ -268,7 +289,10 @@ class Pretraining(Task):
             self.log.message(text.format(count) + " Counted in metrics.jsonl.")
 
     def on_save(self, step: int) -> None:
-        weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        weights = self.model.state_dict()
+        if self.ema:
+            weights = self.ema.weights(weights)
+        weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         save_weights(self.run.encoder, weights, self.extras)
         self.bad.flush()
 

@@ -18,6 +18,7 @@ from stmae.data.sources import Source, TensorSource
 from stmae.data.video import DecodeError
 from stmae.data.views import Places, View, read_views, spread, starting
 from stmae.engine.log import Console, Log
+from stmae.engine.precision import computing
 from stmae.errors import UserError
 from stmae.interop.native import load_with_extras, with_decoder
 from stmae.metrics import Scores, scores
@@ -80,7 +81,7 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
             "Leave it out.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with Log([Console()]) as log:
+    with build.cpu_threads(options.threads), Log([Console()]) as log:
         count = min(options.clips, len(source))
         for clip in _clips(source, options, autoencoder, stride_of(extras), found, log):
             paintings = {
@@ -111,7 +112,7 @@ def repaint(
     clips, keys = clips.to(device), keys.to(device)
     tokens = config.encoder.clip.tokens
     hidden = agnostic(key_noise(keys, tokens), visible_count(tokens, ratio, config.visible_count))
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with computing(device, precision):
         output = model(clips, hidden=hidden)
     return paint(model, clips, output, statistics=statistics)
 

@@ -11,6 +11,7 @@ import torch
 from stmae.data.dataset import FixedClips, VideoClips
 from stmae.data.sources import Index, Source, TensorSource, index_changes, load_index, scan, split
 from stmae.durations import Clock
+from stmae.engine.blocks import pick_compile
 from stmae.engine.log import Log
 from stmae.errors import UserError
 from stmae.model.config import MaeConfig
@@ -97,6 +98,7 @@ class Setup:
         cooldown = f", {self.plan.cooldown_steps} cool-down" if options.schedule == "constant" else ""
         rows = [
             ("device", f"{self.device.type}, {options.precision} ({self.why})"),
+            ("compile", "{} ({})".format("on" if self.compile[0] else "off", self.compile[1])),
             ("videos", f"{len(self.source)} to train on, {self.kept_out} held out"),
             ("tokens", f"{clip.tokens} per clip, {visible} visible"),
             ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
@@ -106,6 +108,11 @@ class Setup:
             ("peak lr", f"{self.plan.lr:.3g}"),
         ]
         log.table("derived", rows)
+
+    @property
+    def compile(self) -> tuple[bool, str]:
+        """Whether to compile, and why."""
+        return pick_compile(self.options.compile, self.device)
 
     @property
     def clock(self) -> Clock:
@@ -193,7 +200,9 @@ def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple
                 "Leave it out to go on with the run, or choose another --out for a new run.",
             )
         given = dict(options.given)
-        if options.precision == "auto":  # measured when the run began; another measurement may come out otherwise
+        if (
+            options.precision == "auto"
+        ):  # perhaps measured when the run began; another measurement may come out otherwise
             given.pop("precision", None)
         options = bind(PretrainOptions, (), {**saved, **given})
     else:
