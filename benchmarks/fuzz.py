@@ -142,6 +142,7 @@ def serve(memory: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         before = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -177,6 +178,9 @@ class Reader:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
             self._files = 0
+            assert self._process.stdout is not None
+            if self._process.stdout.readline() != "ready\n":
+                sys.exit("a reading process cannot start: run the file with --serve 8 to see why")
         self._files += 1
         process = self._process
         assert process.stdin is not None

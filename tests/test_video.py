@@ -81,8 +81,6 @@ def test_frames_are_those_of_a_full_decode(videos: Path) -> None:
         check_against_full_decode(path)
 
 
-# Its "key frames" are damaged: what stands in for their lost parts comes from whatever was decoded before.
-CONCEALED = {"fuzzing-corpus__xtrem-sport.mp4"}
 # Large ones take their time, without showing more.
 MAX_PIXELS_OF_A_FILE = 4e6
 
@@ -98,8 +96,6 @@ def small_zoo(shared: Path) -> list[tuple[Path, dict[str, str]]]:
 def test_real_files_of_many_kinds(shared: Path) -> None:
     checked = 0
     for path, _ in small_zoo(shared):
-        if path.name in CONCEALED:
-            continue
         try:
             check_against_full_decode(path)
         except pytest.skip.Exception:

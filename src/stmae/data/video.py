@@ -34,6 +34,7 @@ from stmae.data.media import Choose, Media, Take
 
 TOLERANCE = 1e-6  # seconds: a time this close before a frame's stamp means that frame
 MAX_BARREN_PACKETS = 1000  # in a row that give no picture
+MAX_DECODED = 2**35  # pixels in one pass over a file: a minute's work or so; 16,000 frames of 1080p
 LOOK_AHEAD = 24  # packets read before one is decoded: more than any codec reorders
 SEEK_GAIN = 0.25  # seconds that a seek must save
 
@@ -165,6 +166,8 @@ class _Video:
             self._ahead_stamps: list[int] = []  # sorted presentation times of these and of a few before them
             self._read_error: _Damaged | None = None  # met beyond the packets in `_ahead`
             self._frames: deque[av.VideoFrame] = deque()  # decoded, not yet handed out
+            self._sought = False
+            self._decoded_pixels = 0
             self._fed = 0  # stamp of decoding of the last packet that went into the decoder
             self._last = -math.inf  # time of the newest frame
             self._floor = -math.inf  # frames before this time are not whole
@@ -207,6 +210,8 @@ class _Video:
 
     def _next(self) -> tuple[float, av.VideoFrame] | None:
         while (frame := self._decoded()) is not None:
+            if frame.is_corrupt and self._sought:
+                raise _SeekFailed  # what conceals its damage comes from all that was decoded before
             stamp = self._stamp(frame)
             time = self._last + self._step if stamp is None else (stamp - self._zero) * self._unit
             if time < self._floor:
@@ -279,6 +284,11 @@ class _Video:
             barren += needed
             if barren > MAX_BARREN_PACKETS:
                 raise _Damaged(f"{MAX_BARREN_PACKETS} packets without a picture")
+            self._decoded_pixels += self._decoder.width * self._decoder.height
+            if (
+                self._decoded_pixels > MAX_DECODED
+            ):  # counted, not timed, so that every machine gives up at the same place
+                raise _Damaged(f"{MAX_DECODED >> 20} million pixels decoded, and no key frame with an index nearby")
         return self._frames.popleft()
 
     def _skip(self, which: str) -> None:
@@ -331,6 +341,7 @@ class _Video:
         """Seeks; returns whether the next packet is a key frame from which the frame for `goal` can be decoded."""
         self._container.seek(target, stream=self._stream)
         self._packets = self._container.demux(self._stream)
+        self._sought = True
         self._frames.clear()
         self._ahead.clear()
         self._ahead_stamps.clear()
