@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stmae.tasks.demo import demo as demo
     from stmae.tasks.doctor import doctor as doctor
     from stmae.tasks.embed import embed as embed
+    from stmae.tasks.export import export as export
     from stmae.tasks.pretrain import pretrain as pretrain
     from stmae.tasks.reconstruct import reconstruct as reconstruct
 
@@ -35,6 +36,7 @@ _HOME = {
     "demo": "stmae.tasks.demo",
     "doctor": "stmae.tasks.doctor",
     "embed": "stmae.tasks.embed",
+    "export": "stmae.tasks.export",
     "load": "stmae.interop",
     "load_reference": "stmae.interop",
     "pretrain": "stmae.tasks.pretrain",
@@ -51,6 +53,7 @@ __all__ = [
     "demo",
     "doctor",
     "embed",
+    "export",
     "load",
     "load_reference",
     "pretrain",

@@ -27,6 +27,7 @@ from stmae.tasks.options import (
     DemoOptions,
     DoctorOptions,
     EmbedOptions,
+    ExportOptions,
     Options,
     PresetsOptions,
     PretrainOptions,
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "embed": (EmbedOptions, "stmae.tasks.embed:embed"),
     "convert": (ConvertOptions, "stmae.tasks.convert:convert"),
     "demo": (DemoOptions, "stmae.tasks.demo:demo"),
+    "export": (ExportOptions, "stmae.tasks.export:export"),
     "doctor": (DoctorOptions, "stmae.tasks.doctor:doctor"),
     "presets": (PresetsOptions, "stmae.tasks.list_presets:list_presets"),
 }

@@ -99,4 +99,4 @@ def prepend(class_token: Tensor | None, position: Tensor | None, tokens: Tensor)
     if class_token is None or position is None:
         return tokens
     first = (class_token + position).to(tokens.dtype)
-    return torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+    return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)

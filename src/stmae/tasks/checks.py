@@ -21,6 +21,7 @@ from stmae.tasks.options import (
     ConvertOptions,
     DemoOptions,
     EmbedOptions,
+    ExportOptions,
     ModelOptions,
     OptimizerOptions,
     Options,
@@ -240,6 +241,18 @@ def check_check(options: CheckOptions, problems: Problems) -> None:
     )
 
 
+def check_export(options: ExportOptions, problems: Problems) -> None:
+    """Everything `stmae export` can refuse before it looks into the model."""
+    _exists("model", options.model, "Give a run's folder or a weights file", problems)
+    if options.out.suffix not in (".onnx", ".pt2"):
+        problems.add(
+            f'out "{options.out}" is neither a .onnx nor a .pt2 file.', f"Name it {options.out.with_suffix('.onnx')}."
+        )
+    elif options.int8 and options.out.suffix != ".onnx":
+        problems.add(f'int8 goes with ONNX, and out is "{options.out}".', "Leave it out, or write an .onnx file.")
+    _writable("out", options.out, problems, folder=False)
+
+
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
@@ -255,6 +268,7 @@ CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
     ConvertOptions: check_convert,
     CheckOptions: check_check,
     DemoOptions: check_demo,
+    ExportOptions: check_export,
 }
 
 

@@ -322,6 +322,29 @@ class CheckOptions(ClipOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """Write a model for other runtimes, as ONNX file or torch.export program, and check it against the model.
+
+    What comes out takes uint8 clips (B, C, T, H, W) of the model's own size, any number of them, and normalises them
+    itself. A classifier gives logits, an encoder features.
+
+    Examples:
+
+        stmae export runs/first --out encoder.onnx
+        stmae export runs/first --out encoder.pt2 --features grid
+    """
+
+    model: Positional[str] = field(kw_only=False)
+    """Run, weights file or another project's checkpoint."""
+    out: AnyPath
+    """File to write; its ending (.onnx or .pt2) is the format."""
+    features: Literal["pooled", "grid", "tokens"] = "pooled"
+    """What an encoder gives: a vector per clip (B, D), a map (B, t, h, w, D) or tokens (B, N, D)."""
+    int8: bool = False
+    """Hold the weights of an ONNX file in 8 bits: a quarter of the size, less exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
     """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
 
