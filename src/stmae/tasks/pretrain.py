@@ -37,6 +37,7 @@ from stmae.tasks import build
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.setup import Setup
 from stmae.tasks.task import task
+from stmae.tasks.waiting import WaitingHint, own_cores, waiting_cure
 
 # What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
 MAY_CHANGE = {
@@ -116,6 +117,11 @@ def _train(setup: Setup, run: RunFolder) -> None:
     autocast = AUTOCAST[options.precision]
     with open_log(run, step=start.step, loggers=options.loggers, config=setup.saved()) as log:
         checkpoints.warn = loader.warn = log.warning
+        beside = device.type != "cpu"
+        cure = waiting_cure(
+            setup.source, workers=setup.workers, cores=own_cores(), repeats=options.repeats, beside=beside
+        )
+        log.sinks.append(WaitingHint(log, cure))
         setup.describe(log)
         if start.step:
             notes.append(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
