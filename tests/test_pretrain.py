@@ -179,6 +179,22 @@ def test_what_only_a_new_run_can_have_is_refused(run: Path, videos: Path, option
     assert (run / "config.yaml").read_bytes() == config
 
 
+@pytest.mark.slow
+def test_what_may_change_is_noted_with_old_and_new(videos: Path, tmp_path: Path) -> None:
+    out = stmae.pretrain(videos, out=tmp_path / "run", **{**SMALL, "evaluate_every": 100, "epochs": 8})
+    steps = yaml.safe_load((out / "config.yaml").read_text())["derived"]["steps"]
+    stmae.pretrain(videos, out=out, epochs=16, log_every=1, lr=5e-4)
+    log = (out / "log.txt").read_text()
+    for line in ("epochs: 8 before, 16 now", "log_every: 2 before, 1 now", "lr: 0.001 before, 0.0005 now"):
+        assert f"\n  {line}\n" in log
+    assert f"from step {steps} on it learns otherwise than it was begun; lr is 0.000" in log
+    lines = {line["step"]: line["lr"] for line in metrics(out) if "lr" in line}
+    assert lines[steps + 1] > lines[steps + 2] > 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["derived"]["warmup_steps"] == int(config["warmup"].split()[0]), "it is not warmed up anew"
+    assert config["derived"]["steps"] == max(lines) > steps
+
+
 def setup_of(videos: Any, **options: Any) -> Setup:
     return Setup.of(bind(PretrainOptions, (videos,), options))
 

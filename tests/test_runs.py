@@ -230,7 +230,7 @@ def test_a_new_folder_at_any_depth_and_the_same_again(tmp_path: Path) -> None:
     (out / ".encoder.safetensors.123.tmp").write_text("half")
     with RunFolder.open(str(out)) as run:
         assert run.exists
-        run.settle_config({"frames": 16, "workers": 4}, {"workers"})
+        assert run.settle_config({"frames": 16, "workers": 4}, {"workers"}) == ["workers: 2 before, 4 now"]
         assert read_config(run.config) == {"frames": 16, "workers": 4}
         with pytest.raises(UserError) as error:
             run.settle_config({"frames": 8, "workers": 4}, {"workers"})

@@ -14,11 +14,12 @@ runs/first/
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "RunFolder",
     "Verdicts",
     "compare",
+    "disk_errors",
     "find_weights",
     "load_weights",
     "read_config",
@@ -162,24 +164,35 @@ class RunFolder:
         except (OSError, UnicodeDecodeError):
             return False
 
-    def settle_config(self, config: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
+    def settle_config(
+        self, config: Mapping[str, Any], may_change: Iterable[str] = (), unsaid: Iterable[str] = ()
+    ) -> list[str]:
         """Writes the configuration of a new run; on resuming, checks it against the run's own first.
 
         Args:
             config: the resolved options, plain values by name.
             may_change: options that a resumed run may alter (workers, intervals, ...); the file is brought up to date.
+            unsaid: those of them that are not worth a line.
+
+        Returns:
+            A line with the old and the new value for each option that was altered.
 
         Raises:
-            UserError: an option differs that must not; lists all of them.
+            UserError: an option differs that must not; lists all of them. Or the disk is full.
         """
+        altered: list[str] = []
         if self.exists:
-            lines = compare(read_config(self.config), config, may_change)
+            begun = read_config(self.config)
+            lines = compare(begun, config, may_change)
             if lines:
                 raise UserError(
                     f'the run in "{self.path}" was started with other options:\n  ' + "\n  ".join(lines) + "\n",
                     "Use the run's own values to go on with it, or choose another --out for a new run.",
                 )
-        write_config(self.config, config)
+            altered = [line.replace(" in the run, ", " before, ") for line in compare(begun, config, unsaid)]
+        with disk_errors(self.path):
+            write_config(self.config, config)
+        return altered
 
     def _take_lock(self) -> None:
         """A lock of the operating system: it is gone with the process, however that ends."""
@@ -204,6 +217,18 @@ class RunFolder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """A full disk, a folder without permission and the like, while `where` is written, as the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f'"{where}" cannot be written: {error.strerror or error}.',
+            "Make room or give permission, then repeat the command; or choose another folder with --out.",
+        ) from None
 
 
 class BadFiles:

@@ -32,19 +32,21 @@ from stmae.errors import UserError
 from stmae.model.config import as_dict
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
 from stmae.model.paint import paint
-from stmae.runs import BadFiles, RunFolder, Verdicts, save_weights
+from stmae.runs import BadFiles, RunFolder, Verdicts, disk_errors, save_weights
 from stmae.tasks import build
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.setup import Setup
 from stmae.tasks.task import task
 from stmae.tasks.waiting import WaitingHint, own_cores, waiting_cure
 
-# What a resumed run may have otherwise than it was begun with: none of it changes what is learnt.
-MAY_CHANGE = {
-    "videos", "out", "preset", "device", "workers", "accumulate", "max_bad_share", "max_bad_steps", "save_every",
-    "keep", "milestone_every", "log_every", "evaluate_every", "file_timeout", "derived", "loggers", "threads",
-    "compile", "checkpoint_activations",
+# What a resumed run may have otherwise than it was begun with. The first changes nothing that is learnt; the second is
+# for going on for longer, or more gently after steps that went wrong: from there on another run than the one begun.
+UNSAID = {"videos", "out", "preset", "derived"}
+MAY_CHANGE = UNSAID | {
+    "device", "workers", "accumulate", "max_bad_share", "max_bad_steps", "save_every", "keep", "milestone_every",
+    "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile", "checkpoint_activations",
 }  # fmt: skip
+STEERING = {"epochs", "warmup", "schedule", "cooldown", "lr", "end_lr", "weight_decay", "clip_grad", "precision"}
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
 PICTURE_CLIPS = 4
 
@@ -60,17 +62,18 @@ def pretrain(options: PretrainOptions) -> Path:
     """
     setup = Setup.of(options)
     with RunFolder.open(setup.options.out) as run:
-        run.settle_config(setup.saved(), MAY_CHANGE)
+        altered = run.settle_config(setup.saved(), MAY_CHANGE | STEERING, UNSAID)
         if isinstance(setup.source, Index):
             kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
             assert isinstance(kept_out, Index)
-            save_index(run.index, setup.source, kept_out)
+            with disk_errors(run.path):
+                save_index(run.index, setup.source, kept_out)
         with build.cpu_threads(setup.options.threads), float32_products(setup.options.precision):
-            until_done(lambda: _train(setup, run))
+            until_done(lambda: _train(setup, run, altered))
     return run.path
 
 
-def _train(setup: Setup, run: RunFolder) -> None:
+def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
     """Builds the parts and joins them in the engine's loop."""
     options, config, plan, device = setup.options, setup.config, setup.plan, setup.device
     clock = setup.clock
@@ -115,7 +118,9 @@ def _train(setup: Setup, run: RunFolder) -> None:
         verdicts=[Verdict(*known) for known in verdicts.found],
     )
     autocast = AUTOCAST[options.precision]
-    with open_log(run, step=start.step, loggers=options.loggers, config=setup.saved()) as log:
+    with disk_errors(run.path):
+        log = open_log(run, step=start.step, loggers=options.loggers, config=setup.saved())
+    with log:
         checkpoints.warn = loader.warn = log.warning
         beside = device.type != "cpu"
         cure = waiting_cure(
@@ -125,6 +130,11 @@ def _train(setup: Setup, run: RunFolder) -> None:
         setup.describe(log)
         if start.step:
             notes.append(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
+        if altered:
+            notes.append("altered since the run was last started:\n  " + "\n  ".join(altered))
+        if start.step and any(line.split(":")[0] in STEERING for line in altered):
+            lr = plan.schedule(options)(start.step)
+            notes.append(f"from step {start.step} on it learns otherwise than it was begun; lr is {lr:.3g} there.")
         for text in filter(None, notes):
             log.message(text)
         for text in warnings:
@@ -165,7 +175,10 @@ def _train(setup: Setup, run: RunFolder) -> None:
             ) from None
         finally:
             loader.close()
-            job.bad.flush()
+            try:
+                job.bad.flush()
+            except OSError as error:
+                log.warning(f"{run.bad_files} could not be written ({error}).")
         log.message(farewell(run, options))
 
 

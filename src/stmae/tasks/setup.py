@@ -204,6 +204,8 @@ def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple
             options.precision == "auto"
         ):  # perhaps measured when the run began; another measurement may come out otherwise
             given.pop("precision", None)
+        if given.get("epochs", saved.get("epochs")) != saved.get("epochs"):  # a longer run is not warmed up anew
+            saved["warmup"] = f"{read_config(run.config)['derived']['warmup_steps']} steps"
         options = bind(PretrainOptions, (), {**saved, **given})
     else:
         options = resolve(options, Facts(videos=videos, device=device.type))
