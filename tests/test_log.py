@@ -14,6 +14,7 @@ from PIL import Image
 from toy import Memory
 
 from stmae.engine.log import Console, Log, MetricsFile, Sink, duration, format_table, open_log, step_line
+from stmae.pictures import gif
 from stmae.runs import RunFolder
 
 
@@ -104,12 +105,18 @@ def test_tensorboard_shows_each_step_once_after_resuming(tmp_path: Path) -> None
         with open_log(run, step=start, console=False) as log:
             for step in steps:
                 log.metrics(step, {"loss": loss})
-            log.picture("reconstructions", steps[-1], np.zeros((4, 6, 3), np.uint8))
+            still = np.zeros((4, 6, 3), np.uint8)
+            log.picture("reconstructions", steps[-1], still)
+            log.picture("reconstructions.gif", steps[-1], gif([still, still + 255], fps=4))
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25), (3, 0.25)]
     (picture,) = events.Images("reconstructions")
     assert (picture.width, picture.height) == (6, 4)
+    (moving,) = events.Images("reconstructions.gif")
+    assert (moving.width, moving.height) == (6, 4)
+    assert Image.open(io.BytesIO(moving.encoded_image_string)).n_frames == 2
+    assert (run.reconstructions / "step-000003.gif").read_bytes() == moving.encoded_image_string
 
 
 def test_a_sink_in_trouble_is_told_once_and_ends_nothing() -> None:

@@ -8,6 +8,7 @@ in `<run>/trackers/`, so that a resumed run goes on there and tells nothing twic
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -160,7 +161,7 @@ class Wandb(Tracker):
 
 
 class Mlflow(Tracker):
-    """MLflow; MLFLOW_TRACKING_URI says where, else a database in the run's folder."""
+    """MLflow; MLFLOW_TRACKING_URI says where, else it is the run's folder."""
 
     name = "mlflow"
 
@@ -168,20 +169,29 @@ class Mlflow(Tracker):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or self._own_store())
+        elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(elsewhere or self._own_store())
         if self.id is not None:
             self._client.update_run(self.id, status="RUNNING")
             return
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         found = self._client.get_experiment_by_name(experiment)
-        place = found.experiment_id if found else self._client.create_experiment(experiment)
+        place = found.experiment_id if found else self._new_experiment(experiment, elsewhere)
         self.id = self._client.create_run(place, run_name=self._title).info.run_id
         params = [Param(name, str(value)[:500]) for name, value in config.items()]
         for at in range(0, len(params), 100):  # as many as one call takes
             self._client.log_batch(self.id, params=params[at : at + 100])
 
     def _own_store(self) -> str:
+        if importlib.util.find_spec("sqlalchemy") is not None:
+            return f"sqlite:///{(self._folder / 'mlflow.db').absolute()}"
+        # mlflow-skinny alone knows files only, and lets them be used when told to.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         return (self._folder / "mlruns").absolute().as_uri()
+
+    def _new_experiment(self, name: str, elsewhere: str | None) -> str:
+        own = None if elsewhere else (self._folder / "mlartifacts").absolute().as_uri()
+        return self._client.create_experiment(name, artifact_location=own)
 
     def tell(self, step: int, values: dict[str, float]) -> None:
         from mlflow.entities import Metric
