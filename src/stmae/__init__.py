@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stmae.tasks.doctor import doctor as doctor
     from stmae.tasks.embed import embed as embed
     from stmae.tasks.export import export as export
+    from stmae.tasks.pack import pack as pack
     from stmae.tasks.pretrain import pretrain as pretrain
     from stmae.tasks.reconstruct import reconstruct as reconstruct
 
@@ -39,6 +40,7 @@ _HOME = {
     "export": "stmae.tasks.export",
     "load": "stmae.interop",
     "load_reference": "stmae.interop",
+    "pack": "stmae.tasks.pack",
     "pretrain": "stmae.tasks.pretrain",
     "reconstruct": "stmae.tasks.reconstruct",
     "save_reference": "stmae.interop",
@@ -56,6 +58,7 @@ __all__ = [
     "export",
     "load",
     "load_reference",
+    "pack",
     "pretrain",
     "reconstruct",
     "save_reference",

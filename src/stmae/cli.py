@@ -29,6 +29,7 @@ from stmae.tasks.options import (
     EmbedOptions,
     ExportOptions,
     Options,
+    PackOptions,
     PresetsOptions,
     PretrainOptions,
     ReconstructOptions,
@@ -39,6 +40,7 @@ from stmae.tasks.values import from_text, plain
 COMMANDS: dict[str, tuple[type[Options], str]] = {
     "pretrain": (PretrainOptions, "stmae.tasks.pretrain:pretrain"),
     "check": (CheckOptions, "stmae.tasks.check:check"),
+    "pack": (PackOptions, "stmae.tasks.pack:pack"),
     "reconstruct": (ReconstructOptions, "stmae.tasks.reconstruct:reconstruct"),
     "embed": (EmbedOptions, "stmae.tasks.embed:embed"),
     "convert": (ConvertOptions, "stmae.tasks.convert:convert"),
@@ -54,6 +56,7 @@ A folder of unlabelled videos in, a video encoder out.
 Examples:
   stmae demo                                                     sample videos, a small model, pictures
   stmae pretrain videos/ --out runs/first                        any folder, any depth, no labels
+  stmae pack videos/ --out shards/                               few large files in place of many
   stmae reconstruct clip.mp4 --model runs/first                  original | masked | painted back
   stmae embed videos/ --model runs/first --out features.parquet  a row of features per video
 """.strip()

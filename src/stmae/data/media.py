@@ -27,6 +27,7 @@ _ARRAYS = "h5 hdf5 npy npz tif tiff"
 ARRAY_EXTENSIONS = frozenset(_ARRAYS.split())
 
 Kind = Literal["video", "image", "array"]
+SEGMENT = "#t="
 INSIDE = "::"  # "file.h5::group/clip" is one array of several in a file
 
 Choose = Callable[[int, float], "Sequence[float] | np.ndarray"]
@@ -48,6 +49,17 @@ def split_name(name: str) -> tuple[str, str]:
     file, _, inside = name.partition(INSIDE)
     ending = os.path.splitext(file)[1].lower()[1:]
     return (file, inside) if inside and ending in ARRAY_EXTENSIONS else (name, "")
+
+
+def segment_name(name: str, start: float, end: float) -> str:
+    """The name of a part of a video, `start` to `end` in seconds, as a media fragment: ``film.mkv#t=20,30``."""
+    first, last = (f"{seconds:.3f}".rstrip("0").rstrip(".") for seconds in (start, end))
+    return f"{name}{SEGMENT}{first},{last}"
+
+
+def original_name(name: str) -> str:
+    """The name of the video that a segment was cut from; any other name as it is."""
+    return name.partition(SEGMENT)[0]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ import numpy as np
 
 from stmae.data.cache import Cache, default_cache
 from stmae.data.entries import VERSION, Entries, EntriesBuilder
-from stmae.data.media import Media
+from stmae.data.media import INSIDE, Media
+from stmae.data.names import Names
 from stmae.data.remote import (
     MissingError,
     RemoteFile,
@@ -106,11 +107,11 @@ class Shards:
 
     def name(self, item: int) -> str:
         """The video's path in the source that was packed; a segment of it ends in ``#t=start,end``."""
-        return self.entries.name[self._row(item)]
+        return self.entries.name[self.row(item)]
 
     def label(self, item: int) -> str | None:
         """The video's class, None without."""
-        return self.entries.text("label", self._row(item))
+        return self.entries.text("label", self.row(item))
 
     def media(self, item: int) -> Media:
         """Where the video's bytes lie on this machine; fetched first if they lie elsewhere.
@@ -119,14 +120,15 @@ class Shards:
             DecodeError: it could not be read when it was packed.
             NetworkError: it cannot be fetched.
         """
-        row = self._row(item)
+        row = self.row(item)
         name, ending = self.entries.name[row], self.entries.text("ending", row) or ""
         reason = self.entries.text("reason", row)
         if reason is not None:
             from stmae.data.container import DecodeError
 
             raise DecodeError(name, reason)
-        name = name if name.lower().endswith(ending) else name + ending
+        # What lay inside a file with others is one of its own here.
+        name = name if name.lower().endswith(ending) else name.replace(INSIDE, "/") + ending
         shard = cast(str, self.entries.text("shard", row))
         offset, size = int(self.entries.offset[row]), int(self.entries.size[row])
         if self._cache is None:
@@ -135,6 +137,11 @@ class Shards:
         if self.fetch_whole:
             return Media(name, self._cache.fetch(url, version=version), offset, size)
         return Media(name, self._cache.fetch_range(url, offset, size, ending=ending, version=version))
+
+    @property
+    def names(self) -> Names:
+        """The names of all items."""
+        return self.entries.name if self._items is None else self.entries.name.part(self._items.array)
 
     def part(self, items: Sequence[int] | np.ndarray) -> Shards:
         """A source of some of the videos, in this order."""
@@ -149,7 +156,8 @@ class Shards:
         """int32 (n,): the number of the shard that each video lies in."""
         return self.entries.shard if self._items is None else self.entries.shard[self._items.array]
 
-    def _row(self, item: int) -> int:
+    def row(self, item: int) -> int:
+        """The item's row in `entries`."""
         return item if self._items is None else int(self._items.array[item])
 
 

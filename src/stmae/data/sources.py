@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from stmae.data.index import Index, index_changes, load_index, require_videos, save_index, scan
-from stmae.data.media import VIDEO_EXTENSIONS, Media
+from stmae.data.media import VIDEO_EXTENSIONS, Media, original_name
 from stmae.data.names import encoded
+from stmae.data.shards import Shards
 from stmae.errors import Problems, UserError
 
 if TYPE_CHECKING:  # scanning a folder, and saying what is wrong with it, must not wait for torch
@@ -216,6 +217,8 @@ def names_of(source: Source) -> Iterator[str]:
     """The names of all items, in order."""
     if isinstance(source, Index):
         return iter(source.paths)
+    if isinstance(source, Shards):
+        return iter(source.names)
     return (source.name(item) for item in range(len(source)))
 
 
@@ -247,4 +250,5 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
 
 
 def _rank(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(encoded(name)).digest()[:8], "big") / 2**64
+    # The segments of a video stay together: else the held-out ones would show scenes of the others.
+    return int.from_bytes(hashlib.sha256(encoded(original_name(name))).digest()[:8], "big") / 2**64

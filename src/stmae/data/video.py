@@ -63,12 +63,14 @@ class Reading:
         repeated: for each clip, whether one frame had to serve twice.
         damage: why the rest of the file cannot be read, if a clip would have reached into it; else empty.
         still: it is an image: that its frames are all the same is no shortage of frames.
+        rate: frames per second, as the file states them; known to `every_frame` alone.
     """
 
     duration: float
     repeated: list[bool] = field(default_factory=list)
     damage: str = ""
     still: bool = False
+    rate: float = 0.0
 
 
 def read_clips(path: str | Path | Media, clips: int, choose: Choose, take: Take) -> Reading:
@@ -92,6 +94,26 @@ def read_clips(path: str | Path | Media, clips: int, choose: Choose, take: Take)
         return _read_clips(path, clips, choose, take, seeking=True)
     except _SeekFailed:
         return _read_clips(path, clips, choose, take, seeking=False)
+
+
+def every_frame(path: str | Path | Media, reading: Reading) -> Iterator[tuple[float, av.VideoFrame]]:
+    """All frames of a video and their times in seconds, in order; `reading` is filled in on the way.
+
+    Frames are as they were coded: in sizes of their own, not upright (see `container.quarter_turns`).
+
+    Raises:
+        DecodeError: not one frame can be decoded.
+    """
+    with _Video(path, seeking=False) as video:
+        reading.rate = 1 / video._step
+        shown: tuple[float, av.VideoFrame] | None = video.first
+        while shown is not None:
+            yield shown
+            reading.duration = shown[0] + video.frame_duration(shown[1])
+            try:
+                shown = video.next(math.inf)
+            except _Damaged as error:
+                shown, reading.damage = None, str(error)
 
 
 def _read_clips(path: str | Path | Media, clips: int, choose: Choose, take: Take, seeking: bool) -> Reading:

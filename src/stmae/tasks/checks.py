@@ -25,11 +25,12 @@ from stmae.tasks.options import (
     ModelOptions,
     OptimizerOptions,
     Options,
+    PackOptions,
     PretrainOptions,
     ReconstructOptions,
     RunOptions,
 )
-from stmae.tasks.values import named_numbers
+from stmae.tasks.values import named_numbers, size_in_bytes
 from stmae.weights import step_folders
 
 MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
@@ -253,6 +254,37 @@ def check_export(options: ExportOptions, problems: Problems) -> None:
     _writable("out", options.out, problems, folder=False)
 
 
+def check_pack(options: PackOptions, problems: Problems) -> None:
+    """Everything `stmae pack` can refuse before it looks into the folder."""
+    _folder_of_videos(options.videos, problems)
+    _writable("out", options.out, problems, folder=True)
+    _workers(options.workers, problems)
+    if options.given.get("keep_original") and options.asks_for_new:
+        problems.add(
+            "keep_original excludes short_side, fps, gop, quality and segment: these write videos anew.",
+            "Leave it out, or leave these out.",
+        )
+    for name in ("fps", "segment"):
+        if getattr(options, name) is not None:
+            _positive(name, getattr(options, name), "Leave it out to keep what the videos have.", problems)
+    side, gop, quality = options.short_side, options.gop, options.quality
+    problems.check(
+        side is None or side == 0 or (side >= 16 and side % 2 == 0),
+        f"short_side {side} is not an even number of pixels from 16 on.",
+        "Choose such as 256, or 0 to keep the size.",
+    )
+    problems.check(gop is None or gop >= 1, f"gop {gop} is too small.", "Choose 1 (key frames only) or more.")
+    problems.check(
+        quality is None or 0 <= quality <= 51,
+        f"quality {quality} is not from 0 to 51.",
+        "Choose 18 to 28; smaller is better and larger in bytes.",
+    )
+    try:
+        size_in_bytes(options.shard_size)
+    except UserError as error:
+        problems.extend(error)
+
+
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
@@ -267,6 +299,7 @@ CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
     EmbedOptions: check_embed,
     ConvertOptions: check_convert,
     CheckOptions: check_check,
+    PackOptions: check_pack,
     DemoOptions: check_demo,
     ExportOptions: check_export,
 }

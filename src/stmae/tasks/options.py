@@ -345,6 +345,47 @@ class ExportOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackOptions(Options):
+    """Pack videos, images or arrays into tar shards: few large files in place of many, for sets of any size.
+
+    The original bytes are stored, and training then takes the very clips that it takes from the files. With an option
+    that writes videos anew (short_side, fps, gop, quality, segment) the shards are smaller and load faster. Given
+    again after being stopped, the command goes on.
+
+    Examples:
+
+        stmae pack videos/ --out shards/
+        stmae pack videos/ --out shards/ --short-side 256 --fps 30 --segment 10
+    """
+
+    videos: Positional[Source] = field(kw_only=False)
+    """Folder of videos, or what else `stmae pretrain` takes."""
+    out: AnyPath
+    """Folder for the shards; made if missing."""
+    keep_original: Annotated[bool, default("True, unless an option below asks for videos written anew")] = True
+    """Store the original bytes, or write videos anew."""
+    short_side: Annotated[int | None, default("256 where videos are written anew")] = None
+    """Pixels of the shorter side, at most; 0 keeps the size."""
+    fps: Annotated[float | None, default("each video's own")] = None
+    """Frames per second, at most."""
+    gop: Annotated[int | None, default("16 where videos are written anew")] = None
+    """Frames from one key frame to the next, at most: fewer load faster and take more bytes."""
+    quality: Annotated[int | None, default("23 where videos are written anew")] = None
+    """x264's constant rate factor: 0 is lossless, 18 looks the same as the original, 51 is the worst."""
+    segment: Annotated[float | None, default("none: videos stay whole")] = None
+    """Seconds after which a long video is cut, so that clips are taken from all of it."""
+    shard_size: str = "256MB"
+    """Bytes of a shard, such as 256MB or 1GB."""
+    workers: Annotated[int | None, default("the machine's cores")] = None
+    """Processes that look at videos and write them anew."""
+
+    @property
+    def asks_for_new(self) -> bool:
+        """Whether an option has a value that means something only where videos are written anew."""
+        return any(getattr(self, name) is not None for name in ("short_side", "fps", "gop", "quality", "segment"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
     """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -182,3 +183,16 @@ def coerce_all(
         except UserError as error:
             problems.extend(error)
     return values
+
+
+def size_in_bytes(text: str) -> int:
+    """`256MB`, `1.5 GB` or `4GiB` as a number of bytes; without a unit it is bytes.
+
+    Raises:
+        UserError: it is no size above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise UserError(f'"{text}" is no size.', "Write it such as 256MB, 1.5GB or 4GiB.")
+    power = " kmgt".index(found[2].lower() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
