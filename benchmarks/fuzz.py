@@ -241,7 +241,7 @@ def cases(files: list[Path], options: argparse.Namespace, sizes: dict[str, tuple
     for path in files:
         yield f"as it is: {path.name}", lambda path=path: (path, "none", path.read_bytes())
     # What is hardly a video, or takes long, is read once, but not mutated.
-    small = [path for path in files if path.stat().st_size <= options.largest << 20]
+    small = [path for path in files if 0 < path.stat().st_size <= options.largest << 20]
     for number in range(options.mutations):
         yield str(number), lambda number=number: mutate(number, options.seed, small, sizes)
 
@@ -316,7 +316,7 @@ def main() -> None:
         key=lambda path: path.name,
     )
     if options.only is not None:
-        small = [path for path in files if path.stat().st_size <= options.largest << 20]
+        small = [path for path in files if 0 < path.stat().st_size <= options.largest << 20]
         path, kind, data = mutate(options.only, options.seed, small, picture_sizes(files))
         with tempfile.TemporaryDirectory() as folder:
             place = options.keep or Path(folder) / f"mutation{path.suffix}"

@@ -32,3 +32,46 @@ def test_step(tmp_path):
     page = result.with_suffix(".md").read_text()
     assert report["command"] in page
     assert f"{ours['clips_per_second']:.3g}" in page
+
+
+def run(tmp_path: Path, *command: str) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_fuzz(videos: Path, tmp_path: Path) -> None:
+    """A hundred mutations of generated videos end as frames or with a reason; a stopped run goes on."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for path in sorted(videos.iterdir())[:4]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "void.mp4").touch()
+    common = ["benchmarks/fuzz.py", "--videos", str(folder), "--state", str(tmp_path / "state"), "--out", str(tmp_path)]
+    run(tmp_path, *common, "--mutations", "40")
+    read = (tmp_path / "state/seed-0.jsonl").read_text().splitlines()
+    page = run(tmp_path, *common, "--mutations", "100")
+    rows = [json.loads(line) for line in (tmp_path / "state/seed-0.jsonl").read_text().splitlines()]
+    assert [json.dumps(row) for row in rows[: len(read)]] == read
+    assert len(rows) == 5 + 100
+    assert {row["outcome"] for row in rows} <= {"frames", "frames up to damage", "DecodeError"}
+    assert sum(row["outcome"] == "frames" for row in rows) > 10
+    assert sum(row["outcome"] == "DecodeError" for row in rows) > 10
+    assert max(row["kib"] for row in rows) < 1 << 20
+    assert "**0** ended otherwise" in page
+    number = next(row["case"] for row in rows if row["kind"] == "bits")
+    again = run(tmp_path, *common, "--only", number, "--keep", str(tmp_path / "kept.mkv"))
+    assert '"outcome": "' in again
+    assert (tmp_path / "kept.mkv").stat().st_size
+
+
+@pytest.mark.slow
+def test_memory(tmp_path: Path) -> None:
+    run(tmp_path, "benchmarks/memory.py", "--clips", "240", "--batch", "4", "--workers", "1", "--out", str(tmp_path))
+    report = json.loads((tmp_path / "memory.json").read_text())
+    assert report["clips"][-1] >= 200
+    assert 20 < report["workers"]["mean"] < 2000
+    assert abs(report["workers"]["slope"]) < 100  # MiB per 1,000 clips: every frame of them kept would be more
+    assert (tmp_path / "memory.png").stat().st_size > 5000
+    assert "95 % interval" in (tmp_path / "memory.md").read_text()
