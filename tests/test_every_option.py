@@ -80,6 +80,7 @@ ELSEWHERE = {
     "videos", "out", "preset", "config", "init",  # below
     "device",  # below: this machine may have a single one
     "max_bad_share",  # test_pretrain.py: stops the run
+    "parallel",  # test_distributed.py: nothing for one process
     "cooldown",  # below: for one schedule only
 }  # fmt: skip
 

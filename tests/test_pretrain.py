@@ -305,7 +305,30 @@ def test_init_takes_weights_to_another_length_and_size(run: Path, videos: Path, 
         stmae.pretrain(videos, out=tmp_path / "other", init=str(run), **{**SMALL, "model": "vit_small"})
 
 
-def test_many_processes_are_refused(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_do_not_know_their_place_are_refused(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="2 processes"):
+    with pytest.raises(UserError, match="WORLD_SIZE says that 2 processes were started, and RANK is missing"):
         stmae.pretrain(videos, out=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stmae.engine.distributed.LAST_WORDS", 0.1)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"repeats 4 x accumulate 2 x 4 processes\. Choose 32, or start 3 processes"):
+        stmae.pretrain(videos, out=tmp_path / "run", **{**SMALL, "batch_size": 24, "accumulate": 2, "repeats": 4})
+    monkeypatch.setenv("WORLD_SIZE", "5")  # torchrun has lost one of six, say
+    with pytest.raises(UserError, match=r"batch_size 8 is not a multiple of repeats 4 x 5 processes\..* start 2 proc"):
+        stmae.pretrain(videos, out=run)  # a run that is there keeps its batch size
+
+
+def test_one_process_tasks_refuse_several(run: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"2 processes were started, and only `stmae pretrain` shares"):
+        stmae.embed(videos, model=str(run), out=run.parent / "features.parquet")

@@ -84,18 +84,18 @@ class World:
         return box[0]  # type: ignore[return-value]
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work()` gives to rank 0, which alone does it; all raise its `UserError`."""
+        """What `work()` gives to rank 0, which alone does it; all raise its `UserError` or `OSError`."""
         if self.size == 1:
             return work()
         outcome: Any = None
         if self.main:
             try:
                 outcome = work(), None
-            except UserError as error:
-                outcome = None, error.problems
-        value, problems = self.broadcast(outcome)
-        if problems is not None:
-            raise _user_error(problems)
+            except (UserError, OSError) as error:
+                outcome = None, error
+        value, failure = self.broadcast(outcome)
+        if failure is not None:
+            raise failure
         return value
 
     def ask(self, value: Callable[[], int]) -> Callable[[], int]:
@@ -280,9 +280,3 @@ def _set(store: Any, key: str, text: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-
-
-def _user_error(problems: list[tuple[str, str]]) -> UserError:
-    error = UserError(*problems[0])
-    error.problems = problems
-    return error

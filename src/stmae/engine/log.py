@@ -312,19 +312,20 @@ def format_table(title: str, rows: Rows) -> str:
 
 def step_line(step: int, total: int, values: Mapping[str, float], eta: float | None = None) -> str:
     """The line of one log interval: what `train` measured, a task's own numbers after the loss."""
+    rank = values.get("data_wait_rank")
     known: dict[str, Callable[[float], str]] = {
         "epoch": lambda v: f"epoch {v:.2f}",
         "loss": lambda v: f"loss {v:.4f}",
         "lr": lambda v: f"lr {v:.2e}",
         "grad_norm": lambda v: f"grad norm {v:.3g}",
         "clips_per_second": lambda v: f"{v:.0f} clips/s" if v >= 100 else f"{v:.3g} clips/s",
-        "data_wait": lambda v: f"data wait {v:.0%}",
+        "data_wait": lambda v: f"data wait {v:.0%}" + (f" (rank {rank:.0f})" if rank is not None else ""),
         "memory_gb": lambda v: f"memory {v:.2f} GB",
         "mfu": lambda v: f"MFU {v:.0%}",
         "skipped_steps": lambda v: f"{v:.0f} steps skipped" if v else "",
     }
     parts = {name: text(values[name]) for name, text in known.items() if name in values}
-    own = [f"{name} {value:.4g}" for name, value in values.items() if name not in known]
+    own = [f"{name} {value:.4g}" for name, value in values.items() if name not in {*known, "data_wait_rank"}]
     first = [parts.pop(name) for name in ("epoch", "loss") if name in parts]
     line = [f"step {step}/{total}", *first, *own, *parts.values()]
     if eta is not None:

@@ -151,7 +151,7 @@ def train(
     device = torch.device(device)
     position = start or Position()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    meter = Meter(device, position.counters, clips_per_epoch, flops_per_clip, peak_flops)
+    meter = Meter(device, position.counters, clips_per_epoch, flops_per_clip, peak_flops, world)
     spikes = Spikes()
     with StopSignals() as stop, checkpoints or contextlib.nullcontext():
         _smoke_test(task, position.step, log, evaluate_every, picture_every)
@@ -181,7 +181,7 @@ def train(
             if step in position.left_out:
                 meter.leave_out()
             else:
-                update(optimizer, parameters, meter, clip_grad, world, loss_scale)
+                update(optimizer, parameters, meter, clip_grad, loss_scale)
                 if ema:
                     ema.update(step + 1)
 
@@ -225,14 +225,13 @@ def update(
     parameters: list[Tensor],
     meter: Meter,
     clip_grad: float | None = None,
-    world: World = ALONE,
     loss_scale: LossScale | None = None,
 ) -> None:
     """One optimiser step from the gradients of summed losses; skipped on the device where something is not finite.
 
     Loss, weight and norm are those of all processes, so that all of them skip or none.
     """
-    meter.sum_over(world)
+    meter.sum_over_processes()
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     divisor = meter.weight * loss_scale.scale if loss_scale else meter.weight
     norm = total_norm(grads) / divisor

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stmae.engine.distributed import World
+from stmae.engine.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Meter:
         clips_per_epoch: int | None = None,
         flops_per_clip: float | None = None,
         peak_flops: float | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.device, self.saved = device, dict(counters)
+        self.device, self.saved, self.world = device, dict(counters), world
         self.clips = int(counters.get("clips", 0))
         self.skipped_before = int(counters.get("skipped", 0))  # in the intervals that are finished
         self.clips_per_epoch, self.flops_per_clip, self.peak_flops = clips_per_epoch, flops_per_clip, peak_flops
@@ -86,16 +87,16 @@ class Meter:
             value = value.detach().float()
             self.numbers[name] = self.numbers[name] + value if name in self.numbers else value
         self.wait_seconds += wait_seconds
-        self.clips += result.clips
-        self.interval_clips += result.clips
+        self.clips += result.clips * self.world.size
+        self.interval_clips += result.clips * self.world.size
 
-    def sum_over(self, world: World) -> None:
-        """Makes the update under way that of all processes: one small tensor, for which the host does not wait."""
-        if world.size == 1:
+    def sum_over_processes(self) -> None:
+        """Makes the update under way that of all of them: one small tensor, for which the host does not wait."""
+        if self.world.size == 1:
             return
         names = sorted(self.numbers)
         sums = torch.stack([self.loss_sum, self.weight, *(self.numbers[name] for name in names)])
-        self.loss_sum, self.weight, *numbers = world.sum_(sums).unbind()
+        self.loss_sum, self.weight, *numbers = self.world.sum_(sums).unbind()
         self.numbers = dict(zip(names, numbers, strict=True))
 
     def close_update(self, norm: Tensor, finite: Tensor, excused: Tensor | None = None) -> None:
@@ -163,10 +164,9 @@ class Meter:
         values |= {name: sums[name] for name in self.PEAKS}
         values |= {name: sums[name] / weight for name in self._own()}
         values |= {"clips": float(self.clips), "clips_per_second": speed}
-        values["data_wait"] = min(1.0, self.wait_seconds / seconds)
-        values["memory_gb"] = memory_bytes(self.device) / 1e9
+        values |= self._worst(min(1.0, self.wait_seconds / seconds), memory_bytes(self.device) / 1e9)
         if self.flops_per_clip and self.peak_flops:
-            values["mfu"] = speed * self.flops_per_clip / self.peak_flops
+            values["mfu"] = speed * self.flops_per_clip / (self.peak_flops * self.world.size)
         skipped, streak = int(sums["skipped"]), int(sums["streak"])
         self.skipped_before += skipped
         values["skipped_steps"] = float(self.skipped_before)
@@ -175,6 +175,18 @@ class Meter:
         self.sums[-2:].fill_(-math.inf)
         self.start_clock()
         return values, skipped, streak
+
+    def _worst(self, data_wait: float, memory_gb: float) -> dict[str, float]:
+        """The longest wait and the fullest memory of all processes; of several, also whose wait it is."""
+        if self.world.size == 1:
+            return {"data_wait": data_wait, "memory_gb": memory_gb}
+        waits, memories = zip(*self.world.gather((data_wait, memory_gb)), strict=True)
+        longest = max(waits)
+        return {
+            "data_wait": longest,
+            "data_wait_rank": float(waits.index(longest)),
+            "memory_gb": max(memories),
+        }
 
 
 def memory_bytes(device: torch.device) -> int:

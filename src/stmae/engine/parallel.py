@@ -7,6 +7,7 @@ the whole batch. A process alone passes through here unchanged.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,13 +33,13 @@ def wrap(model: nn.Module, world: World, strategy: str) -> nn.Module:
 
         ids = [world.device] if world.device.type == "cuda" else None
         whole = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-        whole.register_comm_hook(None, _sum_hook)
+        whole.register_comm_hook(None, lambda _, bucket: _summed(bucket))
         return whole
     return _sharded(model, world, strategy)
 
 
-def _sum_hook(_: object, bucket: Any) -> Any:
-    """DDP's own would divide by the world size; the loop divides by the weight, and the loop alone."""
+def _summed(bucket: Any) -> Any:
+    """The gradients of a bucket, summed. DDP itself would divide them by the number of processes."""
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
@@ -55,6 +56,8 @@ def _sharded(model: nn.Module, world: World, strategy: str) -> nn.Module:
             for part in module:
                 fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # Of outputs that are views, which would be harmful only if somebody wrote into them.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -122,6 +125,13 @@ def spread(full: Mapping[str, Tensor], like: Callable[[str], Tensor | None], wor
         torch.distributed.broadcast(tensor, 0)
         parts[name] = _part_like(tensor, like(name))
     return parts
+
+
+def share_state(model: nn.Module, world: World) -> None:
+    """Rank 0's parameters and buffers in all processes, while the model is still whole."""
+    if world.size > 1:
+        for tensor in model.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
 
 
 def _part_like(tensor: Tensor, like: Tensor | None) -> Tensor:

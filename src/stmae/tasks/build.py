@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from stmae.data.sources import Source, TensorSource
 from stmae.durations import Clock
 from stmae.engine.checkpoint import check_fit
+from stmae.engine.distributed import World
+from stmae.engine.launch import Launch, find
 from stmae.engine.optim import SCHEDULES, Groups, Schedule, by_prefix, layer_scale, parameter_groups
 from stmae.errors import UserError
 from stmae.interop.native import load_model
@@ -25,32 +27,77 @@ from stmae.model.config import MaeConfig
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.patches import Positions
 from stmae.model.sizes import mae_config
-from stmae.tasks.options import ModelOptions, OptimizerOptions
+from stmae.tasks.options import ModelOptions, OptimizerOptions, Parallel
 from stmae.tasks.values import named_numbers
 
 REFERENCE_LR, REFERENCE_CLIPS = 1.6e-3, 2048
 
 
-def pick_device(name: str) -> torch.device:
-    """The device by name; "auto" takes CUDA, then MPS, then the CPU.
+def pick_device(name: str, *, many: bool = False) -> torch.device:
+    """The device by name; "auto" takes CUDA, then MPS, then the CPU. Each process of a host has a GPU of its own.
+
+    Args:
+        many: whether several processes may share the task.
 
     Raises:
-        UserError: the device is not there, or several processes were started (this release trains in one).
+        UserError: the device is not there, or several processes were started for a task of one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    launch = find()
+    if launch.size > 1 and not many:
         raise UserError(
-            f"{os.environ['WORLD_SIZE']} processes were started, but this release trains in one.",
-            "Start it without torchrun or srun.",
+            f"{launch.size} processes were started, and only `stmae pretrain` shares its work among several.",
+            "Start this command without torchrun or srun.",
         )
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, present in there.items() if present))
-    if not there[name]:
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and launch.size == 1,
+        "cpu": True,
+    }
+    kind = next(kind for kind, present in there.items() if present) if name == "auto" else name
+    if not there[kind]:
         present = ", ".join(kind for kind, found in there.items() if found)
+        several = f" with {launch.size} processes" if launch.size > 1 else ""
         raise UserError(
-            f'device "{name}" is not available to PyTorch {torch.__version__}.', f"Available: {present}, or auto."
+            f'device "{name}" is not available to PyTorch {torch.__version__}{several}.',
+            f"Available: {present}, or auto.",
         )
-    return torch.device(name)
+    return torch.device("cuda", _own_gpu(launch)) if kind == "cuda" and launch.size > 1 else torch.device(kind)
+
+
+def _own_gpu(launch: Launch) -> int:
+    """The process's own: the one that Slurm shows it, or that of its number on the host."""
+    count = torch.cuda.device_count()
+    if count == 1 or launch.local_rank < count:
+        return 0 if count == 1 else launch.local_rank
+    raise UserError(
+        f"{launch.local_size} processes were started on this host, which has {count} GPUs.",
+        f"Start {count}: one for each.",
+    )
+
+
+def pick_parallel(name: Parallel, world: World, parameters: int) -> tuple[str, str]:
+    """How several processes share the model, "ddp", "fsdp" or "hybrid", and why.
+
+    "auto" copies the model to each device while parameters, gradients and the optimiser's moments, 16 bytes for each
+    parameter in float32, leave more than half of its memory free, and else keeps them in parts.
+
+    Raises:
+        UserError: "hybrid" on hosts with unequal numbers of processes.
+    """
+    if name == "hybrid" and world.size % world.local_size:
+        raise UserError(
+            f"parallel hybrid needs as many processes on each host, and {world.size} are not a multiple of the"
+            f" {world.local_size} here.",
+            "Start as many on each, or choose fsdp.",
+        )
+    if name != "auto":
+        return name, "as asked"
+    if world.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(world.device).total_memory
+        if 16 * parameters > memory / 2:
+            strategy = "hybrid" if 1 < world.local_size < world.size and world.size % world.local_size == 0 else "fsdp"
+            return strategy, f"{16 * parameters / 1e9:.0f} GB of model and optimiser do not fit on each device"
+    return "ddp", "the model fits on each device"
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -109,11 +156,12 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def default_workers(device: torch.device, source: Source) -> int:
     """Processes that decode: all cores but one beside an accelerator (at most 16), a half where the CPU also trains.
 
-    None for clips from Python, which are there already.
+    Several training processes of a host share its cores. None for clips from Python, which are there already.
     """
     if isinstance(source, TensorSource):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // find().local_size)
     return max(1, cores // 2) if device.type == "cpu" else max(1, min(16, cores - 1))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stmae.durations import parts
+from stmae.engine.launch import find
 from stmae.errors import Problems, UserError, unknown
 from stmae.presets import PRESETS
 from stmae.tasks.options import (
@@ -370,18 +371,30 @@ def _divides(name: str, value: int, patch: int, unit: str, problems: Problems) -
 
 
 def _batch(options: PretrainOptions, problems: Problems) -> None:
-    """A step is computed in equal parts, and each part takes all repeats of its videos."""
+    """A step is computed in equal parts, by processes with equal shares, and each takes all repeats of its videos."""
     if "auto" in (options.batch_size, options.accumulate):
         return  # settled once the device is known
     if min(options.batch_size, options.repeats, options.accumulate) < 1:
         return
-    divisor = options.repeats * options.accumulate
+    processes = find().size
+    divisor = options.repeats * options.accumulate * processes
     factors = [f"{name} {getattr(options, name)}" for name in ("repeats", "accumulate") if getattr(options, name) > 1]
+    factors += [f"{processes} processes"] if processes > 1 else []
     problems.check(
         options.batch_size % divisor == 0,
         f"batch_size {options.batch_size} is not a multiple of {' x '.join(factors)}.",
-        f"Choose {_nearest(options.batch_size, divisor)}.",
+        f"Choose {_nearest(options.batch_size, divisor)}{_other_processes(options, processes)}.",
     )
+
+
+def _other_processes(options: PretrainOptions, processes: int) -> str:
+    """For a run that goes on, and keeps its batch size: the nearest numbers of processes that share it evenly."""
+    parts, rest = divmod(options.batch_size, options.repeats * options.accumulate)
+    if processes == 1 or rest or not parts:
+        return ""
+    fewer = max(count for count in range(1, min(processes, parts) + 1) if parts % count == 0)
+    more = min((count for count in range(processes, parts + 1) if parts % count == 0), default=fewer)
+    return f", or start {fewer} processes" if fewer == more else f", or start {fewer} or {more} processes"
 
 
 def _is_path(videos: Any) -> bool:

@@ -41,6 +41,8 @@ Duration = Annotated[
     ),
 ]
 
+Parallel = Literal["auto", "ddp", "fsdp", "hybrid"]
+
 
 class Options:
     """Base of all options: remembers which ones the caller gave, so that a preset fills in only the others."""
@@ -131,6 +133,9 @@ class OptimizerOptions(Options):
     """Clips per step, over all processes."""
     accumulate: int = 1
     """Parts in which the batch is computed one after the other, to save memory."""
+    parallel: Parallel = "auto"
+    """With several processes (torchrun, srun): ddp puts the whole model on each device, fsdp parts of it, hybrid parts
+    of it within a host and copies over the hosts; auto takes ddp where the model fits."""
     lr: Annotated[float | None, default("1.6e-3 x clips per step / 2048")] = None
     """Peak learning rate."""
     end_lr: float = 0.0

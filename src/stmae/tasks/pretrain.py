@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS
@@ -21,11 +22,13 @@ from stmae.data.sources import Index, save_index
 from stmae.data.workers import Verdict
 from stmae.engine.blocks import checkpoint_blocks, compile_blocks
 from stmae.engine.checkpoint import Checkpoints
+from stmae.engine.distributed import World, together
 from stmae.engine.ema import Ema
 from stmae.engine.log import Log, open_log
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.meter import peak_flops
 from stmae.engine.optim import build_adamw
+from stmae.engine.parallel import full_copies, share_state, wrap
 from stmae.engine.precision import AUTOCAST, LossScale, computing, float32_products
 from stmae.engine.recovery import until_done
 from stmae.errors import UserError
@@ -36,15 +39,18 @@ from stmae.runs import BadFiles, RunFolder, Verdicts, disk_errors, save_weights
 from stmae.tasks import build
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.setup import Setup
+from stmae.tasks.share import share
 from stmae.tasks.task import task
 from stmae.tasks.waiting import WaitingHint, own_cores, waiting_cure
+from stmae.weights import step_folders
 
 # What a resumed run may have otherwise than it was begun with. The first changes nothing that is learnt; the second is
 # for going on for longer, or more gently after steps that went wrong: from there on another run than the one begun.
 UNSAID = {"videos", "out", "preset", "derived"}
 MAY_CHANGE = UNSAID | {
-    "device", "workers", "accumulate", "max_bad_share", "max_bad_steps", "save_every", "keep", "milestone_every",
-    "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile", "checkpoint_activations",
+    "device", "workers", "accumulate", "parallel", "max_bad_share", "max_bad_steps", "save_every", "keep",
+    "milestone_every", "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile",
+    "checkpoint_activations",
 }  # fmt: skip
 STEERING = {"epochs", "warmup", "schedule", "cooldown", "lr", "end_lr", "weight_decay", "clip_grad", "precision"}
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
@@ -59,22 +65,32 @@ def pretrain(options: PretrainOptions) -> Path:
     Raises:
         UserError: a mistake in the options, the folder or the run that is there.
         Stopped: SIGINT or SIGTERM ended the run; it is saved and the same call goes on.
+        Lost: another process of the run is gone.
     """
-    setup = Setup.of(options)
-    with RunFolder.open(setup.options.out) as run:
-        altered = run.settle_config(setup.saved(), MAY_CHANGE | STEERING, UNSAID)
-        if isinstance(setup.source, Index):
-            kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
-            assert isinstance(kept_out, Index)
-            with disk_errors(run.path):
-                save_index(run.index, setup.source, kept_out)
+    device = build.pick_device(options.device, many=True)
+    with contextlib.ExitStack() as opened, together(device, lambda: _begin(options, opened)) as (world, begun):
+        setup = share(begun, options, device, world)
+        run = RunFolder(setup.options.out)
         with build.cpu_threads(setup.options.threads), float32_products(setup.options.precision):
-            until_done(lambda: _train(setup, run, altered))
+            until_done(lambda: _train(setup, run, world))
     return run.path
 
 
-def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
-    """Builds the parts and joins them in the engine's loop."""
+def _begin(options: PretrainOptions, opened: contextlib.ExitStack) -> Setup:
+    """What rank 0 does before the others join it: looks at the videos, and opens the run's folder for itself alone."""
+    setup = Setup.of(options)
+    run = opened.enter_context(RunFolder.open(setup.options.out))
+    altered = run.settle_config(setup.saved(), MAY_CHANGE | STEERING, UNSAID)
+    if isinstance(setup.source, Index):
+        kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
+        assert isinstance(kept_out, Index)
+        with disk_errors(run.path):
+            save_index(run.index, setup.source, kept_out)
+    return replace(setup, altered=tuple(altered))
+
+
+def _train(setup: Setup, run: RunFolder, world: World) -> None:
+    """Builds the parts and joins them in the engine's loop; only rank 0 has a log and writes into the run's folder."""
     options, config, plan, device = setup.options, setup.config, setup.plan, setup.device
     clock = setup.clock
     torch.manual_seed(options.seed)
@@ -82,10 +98,15 @@ def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
     notes, warnings = [setup.changed], list[str]()  # what there is to say before the log is open
     extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
     model.to(device)
+    if options.init is not None and world.first(lambda: not step_folders(run.checkpoints)):
+        notes.append(world.first(lambda: build.init_weights(model, str(options.init))))
+        share_state(model, world)
     if options.checkpoint_activations:
         checkpoint_blocks(model)
     if setup.compile[0]:
         compile_blocks(model)
+    strategy = world.first(lambda: build.pick_parallel(options.parallel, world, count_parameters(model)))
+    wrapped = wrap(model, world, strategy[0])
     ema = Ema(model, options.ema) if options.ema else None
     loss_scale = LossScale(device) if options.precision == "fp16" else None
     more = {f"ema/{name}": tensor for name, tensor in ema.state.items()} if ema else {}
@@ -100,26 +121,28 @@ def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
         more=more,
         keep=options.keep,
         milestone_every=milestone_every,
+        world=world,
         warn=warnings.append,
     )
     start = checkpoints.resume()
-    if options.init is not None and checkpoints.saved_step is None:
-        notes.append(build.init_weights(model, options.init))
-        if ema:
-            ema.restart()
     verdicts = Verdicts(run.verdicts)
+    known = world.first(lambda: verdicts.found)
     loader = ClipLoader(
         setup.training_clips(),
-        batch_size=options.batch_size // options.accumulate,
+        batch_size=options.batch_size // (options.accumulate * world.size),
         cursor=start.cursor,
         workers=setup.workers,
         device=device.type,
         timeout=options.file_timeout or None,
-        verdicts=[Verdict(*known) for known in verdicts.found],
+        verdicts=[Verdict(*verdict) for verdict in known],
+        rank=world.rank,
+        world_size=world.size,
     )
     autocast = AUTOCAST[options.precision]
     with disk_errors(run.path):
-        log = open_log(run, step=start.step, loggers=options.loggers, config=setup.saved())
+        log = Log()
+        if world.main:
+            log = open_log(run, step=start.step, loggers=options.loggers, config=setup.saved())
     with log:
         checkpoints.warn = loader.warn = log.warning
         beside = device.type != "cpu"
@@ -127,19 +150,19 @@ def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
             setup.source, workers=setup.workers, cores=own_cores(), repeats=options.repeats, beside=beside
         )
         log.sinks.append(WaitingHint(log, cure))
-        setup.describe(log)
+        setup.describe(log, world, strategy)
         if start.step:
             notes.append(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
-        if altered:
-            notes.append("altered since the run was last started:\n  " + "\n  ".join(altered))
-        if start.step and any(line.split(":")[0] in STEERING for line in altered):
+        if setup.altered:
+            notes.append("altered since the run was last started:\n  " + "\n  ".join(setup.altered))
+        if start.step and any(line.split(":")[0] in STEERING for line in setup.altered):
             lr = plan.schedule(options)(start.step)
             notes.append(f"from step {start.step} on it learns otherwise than it was begun; lr is {lr:.3g} there.")
         for text in filter(None, notes):
             log.message(text)
         for text in warnings:
             log.warning(text)
-        job = Pretraining(setup, model, run, verdicts, extras, log, ema)
+        job = Pretraining(setup, model, wrapped, run, verdicts, extras, log, world, ema)
         try:
             train(
                 job,
@@ -151,6 +174,8 @@ def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
                 device=device,
                 start=start,
                 checkpoints=checkpoints,
+                world=world,
+                model=wrapped,
                 accumulate=options.accumulate,
                 clip_grad=options.clip_grad,
                 autocast=autocast,
@@ -168,7 +193,7 @@ def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
                 peak_flops=peak_flops(device, autocast),
             )
         except torch.OutOfMemoryError as error:
-            at_once = options.batch_size // options.accumulate
+            at_once = options.batch_size // (options.accumulate * world.size)
             raise UserError(
                 f"the device's memory is too small for {at_once} clips at a time: {str(error).splitlines()[0]}",
                 f"Raise --accumulate above {options.accumulate}, or lower --batch-size.",
@@ -176,27 +201,44 @@ def _train(setup: Setup, run: RunFolder, altered: Sequence[str]) -> None:
         finally:
             loader.close()
             try:
-                job.bad.flush()
+                if world.main:
+                    job.bad.flush()
             except OSError as error:
                 log.warning(f"{run.bad_files} could not be written ({error}).")
         log.message(farewell(run, options))
 
 
+@dataclass
+class News:
+    """What one process has to tell of its videos since it last did."""
+
+    bad: list[BadFile] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    shrunk: int = 0
+    repeated: int = 0
+
+
 class Pretraining(Task):
-    """What the loop needs of pre-training: the loss, the held-out loss, pictures, and who was unreadable."""
+    """What the loop needs of pre-training: the loss, the held-out loss, pictures, and who was unreadable.
+
+    `wrapped` is `model` as all processes train it. All of them call every method at the same time.
+    """
 
     def __init__(
         self,
         setup: Setup,
         model: MaskedAutoencoder,
+        wrapped: nn.Module,
         run: RunFolder,
         verdicts: Verdicts,
         extras: Mapping[str, Any],
         log: Log,
+        world: World,
         ema: Ema | None = None,
     ) -> None:
-        self.setup, self.model, self.run, self.extras = setup, model, run, extras
-        self.verdicts, self.log, self.ema = verdicts, log, ema
+        self.setup, self.model, self.wrapped, self.world = setup, model, wrapped, world
+        self.run, self.verdicts, self.extras, self.log, self.ema = run, verdicts, extras, log, ema
+        self.news = News()
         self.device, self.options = setup.device, setup.options
         self.judged = setup.judged_clips()
         self.fixed: tuple[Tensor, Tensor] | None = None  # read when first needed
@@ -207,7 +249,7 @@ class Pretraining(Task):
 
     def step(self, batch: Batch) -> StepResult:
         batch = batch.to(self.device)
-        output = self.model(batch.clips, keys=batch.keys)
+        output = self.wrapped(batch.clips, keys=batch.keys)
         weight = torch.full((), output.hidden_ids.numel(), dtype=torch.float32, device=self.device)
         numbers = {"explained": explained_variance(output) * weight}
         return StepResult(output.loss * weight, weight, clips=len(batch.clips), numbers=numbers)
@@ -221,10 +263,13 @@ class Pretraining(Task):
         count = len(clips) if limit is None else min(limit, len(clips))
         sums = torch.zeros(2, device=self.device)
         with self._judged_weights():
-            for at in range(0, count, 8):
-                output = self._forward(clips[at : min(at + 8, count)], keys[at : min(at + 8, count)])
-                sums += torch.stack([output.loss, explained_variance(output)]) * len(output.hidden)
-        loss, explained = (sums / count).tolist()
+            for start in range(0, count, 8 * self.world.size):  # as often in each process: a model in parts needs all
+                at = start + 8 * self.world.rank
+                mine = slice(at, min(at + 8, count)) if at < count else slice(0, 1)
+                output = self._forward(clips[mine], keys[mine])
+                if at < count:
+                    sums += torch.stack([output.loss, explained_variance(output)]) * len(output.hidden)
+        loss, explained = (self.world.sum_(sums) / count).tolist()
         return {"held_out_loss": loss, "held_out_explained": explained}
 
     @torch.no_grad()
@@ -234,7 +279,10 @@ class Pretraining(Task):
         spread = torch.linspace(0, len(every) - 1, min(PICTURE_CLIPS, len(every))).long()
         clips, keys = every[spread], all_keys[spread]
         with self._judged_weights():
-            painting = paint(self.model, clips.to(self.device), self._forward(clips, keys))
+            output = self._forward(clips, keys)
+        if not self.world.main:
+            return {}
+        painting = paint(self.model, clips.to(self.device), output)
         which = "training" if self.setup.held_out is None else "held-out"
         title = f"step {step}: {which} clips"
         still = pictures.clips_picture({self.options.mask_ratio: painting}, title=title)
@@ -252,32 +300,55 @@ class Pretraining(Task):
     def _fixed_clips(self) -> tuple[Tensor, Tensor]:
         """Clips and keys of the first readable held-out videos (of the training videos, where none are held out)."""
         if self.fixed is None:
-            found: list[Sample] = []
-            for item in range(len(self.judged)):
-                sample = self.judged[item]
-                self._note_bad(sample.bad)
-                if len(sample.clips):
-                    found.append(sample)
-                if len(found) == (PICTURE_CLIPS if self.setup.held_out is None else HELD_OUT_CLIPS):
-                    break
-            if not found:
-                kept = self.setup.held_out is not None
-                which = "videos kept out of training" if kept else "videos"
-                raise UserError(
-                    f"none of the {which} can be read; {self.run.bad_files} has the reasons.",
-                    "Mend or remove them, or begin a new run with --holdout 0." if kept else "Mend or remove them.",
-                )
-            self.fixed = torch.cat([s.clips for s in found]), torch.cat([s.keys for s in found])
+            self.fixed = self.world.first(self._read_fixed_clips)
         return self.fixed
+
+    def _read_fixed_clips(self) -> tuple[Tensor, Tensor]:
+        found: list[Sample] = []
+        for item in range(len(self.judged)):
+            sample = self.judged[item]
+            self._note_bad(sample.bad)
+            if len(sample.clips):
+                found.append(sample)
+            if len(found) == (PICTURE_CLIPS if self.setup.held_out is None else HELD_OUT_CLIPS):
+                break
+        if not found:
+            kept = self.setup.held_out is not None
+            which = "videos kept out of training" if kept else "videos"
+            raise UserError(
+                f"none of the {which} can be read; {self.run.bad_files} has the reasons.",
+                "Mend or remove them, or begin a new run with --holdout 0." if kept else "Mend or remove them.",
+            )
+        return torch.cat([s.clips for s in found]), torch.cat([s.keys for s in found])
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on, and notes what they say of their videos."""
         for batch in batches:
-            self.verdicts.add(batch.verdicts)  # before anything is saved that lies behind them
-            self._note_bad(batch.bad)
-            self.shrunk += batch.shrunk
-            self.repeated += batch.repeated
+            self.news.bad += batch.bad
+            self.news.verdicts += batch.verdicts
+            self.news.shrunk += batch.shrunk
+            self.news.repeated += batch.repeated
+            if self.world.size == 1:
+                self._hear()
             yield batch
+
+    def _hear(self) -> None:
+        """Notes the news of all processes; several call it together, at log lines and saves."""
+        every = self.world.gather(self.news)
+        self.news = News()
+        self.shrunk += sum(news.shrunk for news in every)
+        self.repeated += sum(news.repeated for news in every)
+        self.world.first(lambda: self._note(every))
+
+    def _note(self, every: list[News]) -> None:
+        try:
+            self.verdicts.add([verdict for news in every for verdict in news.verdicts])
+        except OSError as error:
+            raise UserError(
+                f'what the run has to know of its videos could not be written into "{self.verdicts.folder}" ({error}).',
+                "Make room on the disk, then repeat the command: it goes on from the last checkpoint.",
+            ) from None
+        self._note_bad([file for news in every for file in news.bad])
 
     def _note_bad(self, files: Sequence[BadFile]) -> None:
         for file in files:
@@ -296,6 +367,7 @@ class Pretraining(Task):
             )
 
     def on_log(self, step: int) -> dict[str, float]:
+        self._hear()
         self._say_once(self.shrunk, "in {} clips the stride was shrunk: their videos are shorter than a clip.")
         self._say_once(self.repeated, "in {} clips a frame stands twice: their videos have too few frames for a clip.")
         counts = {"shrunk_clips": self.shrunk, "repeated_clips": self.repeated, "bad_files": len(self.bad)}
@@ -308,12 +380,18 @@ class Pretraining(Task):
             self.log.message(text.format(count) + " Counted in metrics.jsonl.")
 
     def on_save(self, step: int) -> None:
+        self._hear()  # verdicts are to be on disk before a checkpoint that lies behind them
         weights = self.model.state_dict()
         if self.ema:
             weights = self.ema.weights(weights)
-        weights = {name: tensor.detach().cpu() for name, tensor in weights.items()}
-        save_weights(self.run.encoder, weights, self.extras)
-        self.bad.flush()
+        weights = full_copies(weights, self.world)
+        if self.world.main:
+            save_weights(self.run.encoder, weights, self.extras)
+            self.bad.flush()
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def explained_variance(output: MaeOutput) -> Tensor:

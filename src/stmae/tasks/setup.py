@@ -12,6 +12,7 @@ from stmae.data.dataset import FixedClips, VideoClips
 from stmae.data.sources import Index, Source, TensorSource, index_changes, load_index, scan, split
 from stmae.durations import Clock
 from stmae.engine.blocks import pick_compile
+from stmae.engine.distributed import World
 from stmae.engine.log import Log
 from stmae.errors import UserError
 from stmae.model.config import MaeConfig
@@ -34,6 +35,7 @@ class Setup:
         source, held_out: the videos to train on and those kept out (maybe none).
         why: the reason for the precision.
         changed: what changed in the folder since the run began; empty for nothing.
+        altered: a line for each option that the run had otherwise when it was last started.
     """
 
     options: PretrainOptions
@@ -44,6 +46,7 @@ class Setup:
     device: torch.device
     why: str
     changed: str
+    altered: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, options: PretrainOptions) -> Setup:
@@ -52,7 +55,7 @@ class Setup:
         Raises:
             UserError: the device is missing, there are no videos, options do not go together.
         """
-        device = build.pick_device(options.device)
+        device = build.pick_device(options.device, many=True)
         asked = set(options.given)  # by the caller: what a preset or an earlier run says is no request
         found: Source = scan(options.videos) if build.is_path(options.videos) else TensorSource(options.videos)
         options, why = settle(options, device, len(found))
@@ -85,7 +88,7 @@ class Setup:
         values["videos"] = str(videos) if build.is_path(videos) else type(videos).__name__
         return values | {"derived": asdict(self.plan) | {"videos": len(self.source), "held_out": self.kept_out}}
 
-    def describe(self, log: Log) -> None:
+    def describe(self, log: Log, world: World, parallel: tuple[str, str]) -> None:
         """Prints the resolved configuration and the numbers that follow from it, once."""
         values = self.saved()
         del values["derived"]
@@ -99,6 +102,7 @@ class Setup:
         rows = [
             ("device", f"{self.device.type}, {options.precision} ({self.why})"),
             ("compile", "{} ({})".format("on" if self.compile[0] else "off", self.compile[1])),
+            ("processes", f"{world.size}, {parallel[0]} ({parallel[1]})" if world.size > 1 else "1"),
             ("videos", f"{len(self.source)} to train on, {self.kept_out} held out"),
             ("tokens", f"{clip.tokens} per clip, {visible} visible"),
             ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),

@@ -1,0 +1,100 @@
+"""What the processes of a run tell each other before the first step: rank 0 settles everything, all hold the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from stmae.data.sources import TensorSource, names_of
+from stmae.engine.distributed import World
+from stmae.errors import UserError
+from stmae.runs import compare
+from stmae.tasks import build
+from stmae.tasks.options import PretrainOptions
+from stmae.tasks.setup import Setup, part
+from stmae.weights import plain
+
+
+def share(setup: Setup | None, options: PretrainOptions, device: torch.device, world: World) -> Setup:
+    """Rank 0's setup on every process, with its own device.
+
+    The list of videos travels with it: the other hosts need the videos at the same paths, but neither the run's folder
+    nor a scan of their own. Tensors do not travel: each process brings the same ones.
+
+    Args:
+        setup: of rank 0; None on the others.
+        options: as this process was given them.
+
+    Raises:
+        UserError: the processes were started with different options, versions or tensors; on all of them, with the
+            differences.
+    """
+    if world.size == 1:
+        assert setup is not None
+        return setup
+    _refuse_differences(world.gather(_started_with(options, device)))
+    found: Any = None
+    if setup is not None:
+        sources = None if isinstance(setup.source, TensorSource) else (setup.source, setup.held_out)
+        found = replace(setup, source=None, held_out=None, options=replace(setup.options, videos=None)), sources  # type: ignore[arg-type]
+    shared, sources = world.broadcast(found)
+    source, held_out = sources or part(TensorSource(options.videos), shared.options)[:2]
+    settled = replace(shared.options, videos=options.videos)
+    shared = replace(shared, options=settled, source=source, held_out=held_out, device=device)
+    _refuse_differences(world.gather({"configuration": _digest(shared.saved()), "list of videos": _index(shared)}))
+    return shared
+
+
+def _shown(videos: Any) -> Any:
+    """Paths as they were given; of tensors and data sets the type."""
+    if isinstance(videos, list | tuple):
+        return [_shown(each) for each in videos[:8]]
+    return str(videos) if build.is_path(videos) else type(videos).__name__
+
+
+def _started_with(options: PretrainOptions, device: torch.device) -> dict[str, Any]:
+    """What has to be alike on all processes before anything is shared."""
+    import stmae
+
+    values = plain({name: value for name, value in options.given.items() if name not in ("videos", "config")})
+    return values | {
+        "videos": _shown(options.videos), "device": device.type, "torch": torch.__version__, "stmae": stmae.__version__,
+    }  # fmt: skip
+
+
+def _refuse_differences(processes: list[Mapping[str, Any]]) -> None:
+    lines = [
+        f"rank {rank}: {line}"
+        for rank, own in enumerate(processes)
+        for line in compare(processes[0], own)
+    ]  # fmt: skip
+    if lines:
+        told = [line.replace(" in the run, ", " on rank 0, ").replace(" now", " there") for line in lines[:8]]
+        raise UserError(
+            "the processes do not agree on what to train:\n  " + "\n  ".join(told) + "\n",
+            "Start all of them with the same command, code and data.",
+        )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _index(setup: Setup) -> str:
+    """A hash over the names of all videos, in their order; for tensors, over their number and shape."""
+    said = hashlib.sha256()
+    for source in (setup.source, setup.held_out):
+        if source is None:
+            continue
+        said.update(f"{type(source).__name__} {len(source)} {source.root}\n".encode("utf-8", "surrogateescape"))
+        if isinstance(source, TensorSource):
+            said.update(str(source.shape).encode())
+        else:
+            for name in names_of(source):
+                said.update(name.encode("utf-8", "surrogateescape") + b"\n")
+    return said.hexdigest()[:16]

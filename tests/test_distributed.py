@@ -1,0 +1,223 @@
+"""Several processes are as one: batches, masks, gradients, curves, checkpoints; and how they stop and fail together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import many
+import pytest
+import torch
+from torch import Tensor
+
+from stmae.engine.distributed import ALONE
+from stmae.engine.launch import Launch, find, first_host
+from stmae.errors import UserError
+
+# Who am I
+
+
+def test_a_process_on_its_own() -> None:
+    assert find({}) == Launch()
+    assert find({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
+    batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "a[1-2]"}
+    assert find(batch_script).size == 1, "a batch script is no task of srun's"
+    assert ALONE.main
+    assert ALONE.gather(3) == [3]
+    assert ALONE.broadcast("x") == "x"
+    tensor = torch.ones(2)
+    assert ALONE.sum_(tensor) is tensor
+    assert ALONE.ask(lambda: 7)() == 7
+
+
+def test_torchruns_environment() -> None:
+    env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "SLURM_PROCID": "1"}
+    launch = find(env)
+    assert (launch.rank, launch.size, launch.local_rank, launch.local_size) == (5, 8, 1, 4)
+    assert (launch.by, launch.hosts, launch.main) == ("torchrun", 2, False)
+    with pytest.raises(UserError, match="RANK is missing"):
+        find({"WORLD_SIZE": "2"})
+
+
+def test_slurms_environment() -> None:
+    env = {
+        "SLURM_PROCID": "5", "SLURM_NTASKS": "7", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "gpu[007-008,12],x1",
+        "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "4711", "SLURM_TASKS_PER_NODE": "4,3", "SLURM_NODEID": "1",
+    }  # fmt: skip
+    launch = find(env)
+    assert (launch.rank, launch.size, launch.local_rank, launch.local_size) == (5, 7, 1, 3)
+    assert (launch.address, launch.by) == ("gpu007", "Slurm")
+    assert 20000 <= launch.port < 30000
+    assert find({**env, "SLURM_PROCID": "0", "SLURM_NODEID": "0"}).port == launch.port, "all know the same port"
+    assert find({**env, "SLURM_JOB_ID": "4712"}).port != launch.port, "two jobs on a host do not meet"
+    told = find({**env, "MASTER_ADDR": "head", "MASTER_PORT": "1234"})
+    assert (told.address, told.port) == ("head", 1234)
+    assert find({**env, "SLURM_STEP_NUM_TASKS": "1"}).size == 1
+    with pytest.raises(UserError, match="where they can meet"):
+        find({**env, "SLURM_JOB_NODELIST": ""})
+
+
+@pytest.mark.parametrize(
+    "hosts, first",
+    [
+        ("node7", "node7"), ("n1,n2", "n1"), ("gpu[07-09,12],old1", "gpu07"), ("a[3,5-6]", "a3"),
+        ("a[1-2]b[3,4]", "a1b3"), ("r[10-12].cluster.org", "r10.cluster.org"), ("gpu-a-1,gpu-a-2", "gpu-a-1"), ("", ""),
+    ],
+)  # fmt: skip
+def test_the_first_host_of_slurms_list(hosts: str, first: str) -> None:
+    assert first_host(hosts) == first
+
+
+# Together
+
+
+class Outcome:
+    """What the scenarios of `many.py` gave, by name and rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str, rank: int = 0) -> dict[str, Any]:
+        path = self.folder / f"{name}-{rank}.pt"
+        assert path.exists(), f"rank {rank} did not get through {name}"
+        return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Four processes on gloo go through all scenarios, each in its own world."""
+    folder = tmp_path_factory.mktemp("many")
+    ports = free_ports(len(many.scenarios()))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running, logs = [], []
+    for rank in range(4):
+        logs.append(folder / f"rank-{rank}.txt")
+        command = [sys.executable, many.__file__, str(folder), str(rank), *map(str, ports)]
+        with open(logs[rank], "w") as log:
+            running.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
+    wanted = [0, -signal.SIGKILL, 0, 0]  # "killed" is the last scenario
+    deadline = time.monotonic() + 200
+    while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+        if any(process.poll() not in (None, status) for process, status in zip(running, wanted, strict=True)):
+            break
+        time.sleep(0.1)
+    for process in running:
+        process.kill()
+    for rank, process in enumerate(running):
+        assert process.wait() == wanted[rank], f"rank {rank}:\n{logs[rank].read_text()[-3000:]}"
+    return Outcome(folder)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        largest = tensor.abs().max().clamp(min=1e-30)
+        assert (tensor - other[name]).abs().max() <= tolerance * largest, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mae", "classifier"])
+def test_first_gradients_do_not_depend_on_processes_or_accumulation(outcome: Outcome, kind: str) -> None:
+    alone = outcome(f"{kind}-1-ddp-1")
+    assert len(alone["gradients"]) > 20
+    assert all(tensor.dtype == torch.float64 and tensor.abs().max() > 0 for tensor in alone["gradients"].values())
+    for size, strategy, accumulate in many.GRADIENTS:
+        for rank in range(size):
+            assert_close(
+                outcome(f"{kind}-{size}-{strategy}-{accumulate}", rank)["gradients"], alone["gradients"], 1e-12
+            )
+
+
+@pytest.mark.slow
+def test_batches_and_masks_are_bit_equal_at_any_number_of_processes(outcome: Outcome) -> None:
+    alone = outcome("mae-1-ddp-1")
+    assert len(alone["keys"][0]) == many.BATCH
+    for size, strategy, accumulate in many.GRADIENTS:
+        made = outcome(f"mae-{size}-{strategy}-{accumulate}")
+        assert torch.equal(made["keys"][0], alone["keys"][0])
+        assert torch.equal(made["hidden"][0], alone["hidden"][0])
+        assert made["cursor"] == alone["cursor"] == many.BATCH // many.REPEATS
+    for name in ("curve-2-ddp", "curve-4-hybrid"):
+        keys = outcome(name)["keys"]
+        assert len(keys) == 6
+        assert all(torch.equal(one, other) for one, other in zip(keys, outcome("curve-1-ddp")["keys"], strict=True))
+
+
+@pytest.mark.slow
+def test_curves_do_not_depend_on_the_number_of_processes(outcome: Outcome) -> None:
+    alone = outcome("curve-1-ddp")
+    assert alone["losses"][-1] < 0.98 * alone["losses"][0]
+    for name in ("curve-2-ddp", "curve-4-ddp", "curve-2-fsdp", "curve-4-hybrid"):
+        made = outcome(name)
+        assert made["losses"] == pytest.approx(alone["losses"], rel=1e-5)  # logged in float32
+        assert made["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+        assert made["clips"] == alone["clips"] == [many.BATCH * step for step in range(1, 7)]
+        assert_close(made["weights"], alone["weights"], 1e-6)
+
+
+@pytest.mark.slow
+def test_dropout_is_that_of_the_clips_place_and_not_of_the_rank(outcome: Outcome) -> None:
+    one, two = outcome("dropout-1"), outcome("dropout-2")
+    assert_close(two["weights"], one["weights"], 1e-9)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_checkpoints_move_between_any_number_of_processes_and_strategies(outcome: Outcome) -> None:
+    made = [outcome(f"moved-{number}") for number in range(1, len(many.MOVES) + 1)]
+    assert [each["start"] for each in made] == list(range(len(many.MOVES)))
+    losses = [each["losses"][-1] for each in made]
+    assert losses[:6] == pytest.approx(outcome("curve-1-ddp")["losses"], rel=1e-5)
+    assert made[-1]["cursor"] == len(many.MOVES) * many.BATCH // many.REPEATS
+    assert_close(made[5]["weights"], outcome("curve-1-ddp")["weights"], 1e-6)
+
+
+@pytest.mark.slow
+def test_one_process_told_to_stop_stops_all_after_the_same_step(outcome: Outcome) -> None:
+    told = [outcome("stop", rank) for rank in range(2)]
+    assert told[0] == told[1]
+    assert told[0]["status"] == 75
+    assert 2 <= told[0]["step"] <= 3
+    assert (outcome.folder / "told" / f"step-{told[0]['step']:06d}" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_in_one_process_is_skipped_in_all(outcome: Outcome) -> None:
+    one, two = outcome("nan", 0), outcome("nan", 1)
+    assert one["skipped"] == two["skipped"] == [0.0, 1.0, 1.0]
+    assert all(tensor.isfinite().all() for tensor in one["weights"].values())
+
+
+@pytest.mark.slow
+def test_a_mistake_that_rank_0_finds_is_everybodys(outcome: Outcome) -> None:
+    for rank in range(4):
+        assert outcome("first", rank) == {"error": "the disk is full. Make room.", "sum": 10.0}
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_all_with_the_reason_in_bounded_time(outcome: Outcome) -> None:
+    failed = outcome("fails", 0)
+    assert "rank 1 ended: 50 videos in a row could not be read. Look at the files." in failed["lost"]
+    assert "50 videos" in outcome("fails", 1)["error"]
+    killed = outcome("killed", 0)
+    assert "rank 1 is gone or hangs without a word" in killed["lost"]
+    hangs = outcome("hangs", 0)
+    assert "rank 1 is gone or hangs" in hangs["lost"]
+    assert failed["seconds"] < 20
+    assert killed["seconds"] < 20
+    assert hangs["seconds"] < 20
