@@ -53,10 +53,11 @@ def test_help_is_complete_and_needs_no_torch() -> None:
 
 def test_mistakes_that_options_show_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.xyz").touch()
     folder, out = str(tmp_path), ["--out", str(tmp_path / "run")]
     mistakes = {
         "missing folder": (["pretrain", f"{folder}/nope", *out], "nope", "does not exist", "Give a folder"),
-        "a file": (["pretrain", f"{folder}/a.mp4", *out], "a.mp4", "is a file", "Give a folder"),
+        "a file": (["pretrain", f"{folder}/a.xyz", *out], "a.xyz", "neither a video nor a list", ".txt, .csv"),
         "ratio": (["pretrain", folder, *out, "--mask-ratio", "1.0"], "mask_ratio 1.0", "hides every", "below 1"),
         "patch": (["pretrain", folder, *out, "--frames", "15"], "frames 15", "does not divide", "14 or 16"),
         "size": (["pretrain", folder, *out, "--model", "vit_hug"], "vit_hug", "unknown model", "vit_huge"),
@@ -72,7 +73,10 @@ def test_mistakes_that_options_show_need_no_torch(tmp_path: Path) -> None:
             "unknown",
             '"--mask-ratio"?',
         ),
-        "word": (["pretrain", folder, "more", *out], '"more"', "belongs to no option", "--help"),
+        "word": (["embed", folder, *out, "more"], '"more"', "belongs to no option", "--help"),
+        "second folder": (["pretrain", folder, "more", *out], '"more"', "does not exist", "Give a folder, a list"),
+        "weights": (["pretrain", folder, folder, *out, "--weights", "1"], "1 weight", "2 sources", "one for each"),
+        "reason": (["pretrain", folder, *out, "--leave-out", "statik"], "statik", "is no reason", '"static"'),
         "choice": (["pretrain", folder, *out, "--device", "gpu"], "gpu", "not one of", "auto, cpu, cuda, mps"),
         "number": (["pretrain", folder, *out, "--frames", "many"], "many", "is not a whole number", "frames"),
         "missing": (["pretrain", folder], "out", "is missing", "Give out"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import stmae
+from stmae.data.sources import names_of
 from stmae.engine.blocks import blocks_of
 from stmae.engine.loop import Position
 from stmae.errors import UserError
@@ -32,6 +36,8 @@ CHANGES: dict[str, Any] = {
     "stride": 2.0,
     "image_size": 48,
     "workers": 1,
+    "sampling": "segments",
+    "order": "blocks",
     "model": "vit_small",
     "patch": (4, 8, 8),
     "mask_ratio": 0.75,
@@ -78,6 +84,7 @@ CHANGES: dict[str, Any] = {
 # These have tests of their own: what they do is not a part of the run, or needs a run or a file to show it.
 ELSEWHERE = {
     "videos", "out", "preset", "config", "init",  # below
+    "root", "media", "subset", "value_range", "checked", "leave_out", "weights",  # below: they need other sources
     "device",  # below: this machine may have a single one
     "max_bad_share",  # test_pretrain.py: stops the run
     "parallel",  # test_distributed.py: nothing for one process
@@ -116,7 +123,7 @@ def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -
         caught.update(
             weights=digest(job.model.state_dict()),
             batch=digest({"clips": batch.clips.contiguous(), "keys": batch.keys}),
-            held_out=None if job.setup.held_out is None else job.setup.held_out.paths,
+            held_out=None if job.setup.held_out is None else [*names_of(job.setup.held_out)],
             loss=None if loss is None else loss.item(),
             groups=[{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
             schedule=schedule,
@@ -170,6 +177,29 @@ def test_the_cooldown_is_that_of_the_constant_schedule(fingerprint: Any) -> None
     short, long = (fingerprint(schedule="constant", cooldown=share)["schedule"] for share in ("20%", "50%"))
     assert (short.cooldown_steps, long.cooldown_steps) == (short.steps // 5, round(short.steps / 2))
     assert short != fingerprint()["schedule"]
+
+
+@pytest.mark.slow
+def test_options_of_the_source_change_the_run(fingerprint: Any, videos: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in videos.iterdir())
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,split\n" + "".join(f"{name},{'train' if i else 'test'}\n" for i, name in enumerate(names)))
+    (tmp_path / "check.csv").write_text(f"path,flags\n{names[0]},static\n{names[1]},cuts\n")
+    shutil.copytree(videos, tmp_path / "mixed")
+    for i in range(4):
+        Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / "mixed" / f"{i}.png")
+    np.save(tmp_path / "array.npy", np.random.default_rng(0).integers(0, 999, (20, 40, 40), np.uint16))
+    listing = {"videos": listed, "root": videos}
+    for base, changes in (
+        (listing, {"subset": "all"}),
+        (listing, {"root": tmp_path / "mixed", "subset": "test"}),
+        ({"videos": videos}, {"checked": tmp_path / "check.csv", "leave_out": ("static",)}),
+        ({"videos": videos, "checked": tmp_path / "check.csv", "leave_out": ("static",)}, {"leave_out": ("cuts",)}),
+        ({"videos": tmp_path / "mixed"}, {"media": ("images", "videos")}),
+        ({"videos": tmp_path / "array.npy", "holdout": 0}, {"value_range": (0, 999)}),
+        ({"videos": [videos, tmp_path / "mixed"]}, {"weights": (2, 1)}),
+    ):
+        assert fingerprint(**base) != fingerprint(**{**base, **changes}), changes
 
 
 def test_a_device_that_is_not_there_is_refused(videos: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_mixture_speaks_for_its_sources() -> None:
     assert [both.label(i) for i in range(3)] == ["x", None, "7"]
     assert both.media(2).path == Path("/b/y.mp4")
     assert [both.part([0, 2]).name(i) for i in range(2)] == ["/a/x/1.mp4", "/b/y.mp4"]
-    assert len(both.part([2]).sources) == 1
+    assert [len(source) for source in both.part([2]).sources] == [0, 1]
 
 
 def test_wrong_weights_are_refused() -> None:

@@ -124,9 +124,9 @@ def test_clips_from_python(run: Path, tmp_path: Path) -> None:
         stmae.reconstruct(clips, model=str(run), out=tmp_path, start=1.0)
 
 
-def test_models_of_other_channels_need_clips_from_python(videos: Path, tmp_path: Path) -> None:
+def test_models_of_other_channels_need_such_clips(videos: Path, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", small_model(channels=1))
-    with pytest.raises(UserError, match="1 channels; video files have 3"):
+    with pytest.raises(UserError, match="1 channels; these have 3"):
         stmae.reconstruct(videos, model=str(run), out=tmp_path / "out")
     clips = torch.randint(0, 256, (1, 1, 8, 32, 32), dtype=torch.uint8)
     assert len(stmae.reconstruct(clips, model=str(run), out=tmp_path / "out").pictures) == 3

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stmae.data.sources import Index, TensorSource, index_changes, load_index, save_index, scan, split
+from stmae.data.frozen import index_changes, load_index, save_index
+from stmae.data.sources import Index, TensorSource, scan, split
 from stmae.errors import UserError
 
 
@@ -107,7 +108,7 @@ def test_an_index_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
     train, held = Index(Path("/some/where"), tuple(paths)), Index(Path("/some/where"), ("held.mp4",))
     save_index(path, train, held)
     assert load_index(path) == (train, held)
-    assert load_index(path, root="/new")[0].root == Path("/new")
+    assert load_index(path, Index(Path("/new"), ()))[0].root == Path("/new")
     assert os.listdir(path.parent) == ["index.csv"]
 
 
@@ -132,7 +133,8 @@ def test_a_wrong_index_is_refused(tmp_path: Path) -> None:
 
 
 def test_changes_are_lists_of_what_came_and_went() -> None:
-    assert index_changes(["a", "b", "c"], ["d", "b", "c", "0"]) == (["0", "d"], ["a"])
+    frozen = Index(Path("/v"), ("a", "b")), Index(Path("/v"), ("c",))
+    assert index_changes(frozen, Index(Path("/v"), ("d", "b", "c", "0"))) == (["0", "d"], ["a"])
 
 
 def test_tensors_lists_and_datasets_are_sources() -> None:

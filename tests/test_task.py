@@ -273,8 +273,9 @@ def test_places_that_are_not_there_or_not_free(videos: Path) -> None:
     assert "does not exist" in said[0]
     assert "Did you mean" in said[0]
     assert "is a file" in said[1]
-    (only,) = refused(videos=videos / "a.mp4", out="x")
-    assert f'Give a folder, such as its own, "{videos}".' in only
+    (videos / "notes.doc").touch()
+    (only,) = refused(videos=videos / "notes.doc", out="x")
+    assert "neither a video nor a list" in only
 
 
 def test_a_tilde_is_the_home_folder(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
-from typing import Annotated, Any, TypedDict, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypedDict, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -114,7 +114,15 @@ def parse(name: str, options: type[Options], arguments: Sequence[str]) -> dict[s
         UserError: unknown flags, or words that belong to none.
     """
     hints = _hints(options)
-    words = {f.name: _words(hints[f.name]) if f.kw_only else Positional[str] for f in _fields(options)}
+    several = {f.name for f in _fields(options) if f.metadata.get("several")}
+    words = {
+        f.name: _words(hints[f.name])
+        if f.kw_only
+        else Positional[tuple[str, ...]]
+        if f.name in several
+        else Positional[str]
+        for f in _fields(options)
+    }
     # A TypedDict with total=False leaves out what was not given.
     shape = TypedDict("Given", words, total=False)  # type: ignore[misc]
     given, left_over = tyro.cli(shape, prog=f"stmae {name}", args=arguments, return_unknown_args=True)
@@ -129,7 +137,14 @@ def parse(name: str, options: type[Options], arguments: Sequence[str]) -> dict[s
     for word in [] if strange else left_over:
         problems.add(f'"{word}" belongs to no option.', f"`stmae {name} --help` shows what goes where.")
     problems.raise_any()
-    return {name: from_text(text, hints[name]) for name, text in given.items()}
+    found: dict[str, Any] = {}
+    for name, text in given.items():
+        if name not in several:
+            found[name] = from_text(text, hints[name])
+        else:
+            places = cast(tuple[str, ...], text)
+            found |= {name: places if len(places) > 1 else places[0]} if places else {}
+    return found
 
 
 def _words(hint: Any) -> Any:

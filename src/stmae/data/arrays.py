@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from stmae.data.clips import NOMINAL_FPS
 from stmae.data.container import MAX_PIXELS, DecodeError, reasons
 from stmae.data.media import Choose, Media, Take
 from stmae.data.video import TOLERANCE, Reading
+from stmae.errors import UserError
 
 MOST_CHANNELS = 16  # where an axis must be told from rows and columns
 
@@ -144,15 +146,15 @@ def _npz(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
 
 
 def _hdf5(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
-    h5py = need("h5py", media)
-    file = stack.enter_context(h5py.File(media.path if media.whole else stack.enter_context(media.open()), "r"))
+    file = stack.enter_context(
+        need("h5py", media).File(media.path if media.whole else stack.enter_context(media.open()), "r")
+    )
     array = file[_only(media, hdf5_names(file))]
     return array, guessed_axes(array.shape)
 
 
 def _tiff(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
-    tifffile = need("tifffile", media)
-    file = stack.enter_context(tifffile.TiffFile(stack.enter_context(media.open()), name=str(media)))
+    file = stack.enter_context(need("tifffile", media).TiffFile(stack.enter_context(media.open()), name=str(media)))
     series = file.series[0]
     axes = series.axes.replace("S", "C")
     kept = [i for i, n in enumerate(series.shape) if n > 1 or axes[i] in "YX"]
@@ -179,13 +181,37 @@ class _Pages:
 
 
 def need(module: str, media: Media) -> Any:
-    """The library that reads a format."""
+    """The library that reads a format.
+
+    Raises:
+        UserError: it is not installed. (No bad file: all others of its kind would fail as well.)
+    """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise DecodeError(media, f"needs {module}, which is not installed: pip install 'stmae[arrays]'") from None
+        raise UserError(
+            f'"{media}" is read by {module}, which is not installed.', "pip install 'stmae[arrays]'"
+        ) from None
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays in an .npz or HDF5 file; none where it cannot be read, which is said when it is used.
+
+    Raises:
+        UserError: h5py is not installed.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return list(arrays.files)
+        with need("h5py", Media.of(path)).File(path, "r") as file:
+            return hdf5_names(file)
+    except UserError:
+        raise
+    except Exception:  # of which there is one for every kind of damage
+        return []
 
 
 def hdf5_names(file: Any) -> list[str]:

@@ -19,7 +19,7 @@ Words = NDArray[np.uint64]
 NOMINAL_FPS = 30.0  # strides are counted in frames of this clock, whatever the video's own rate
 
 # One number per purpose: draws for different purposes are independent. A purpose may use the 1000 numbers from its own.
-TIME, CROP, FLIP, ITEM = 0, 1000, 2000, 3000
+TIME, CROP, FLIP, ITEM, SEGMENTS = 0, 1000, 2000, 3000, 4000
 
 _BITS = 0xFFFF_FFFF_FFFF_FFFF
 _GAMMA, _MUL1, _MUL2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
@@ -142,6 +142,28 @@ def clip_times(duration: float, frames: int, stride: float, key: int) -> ClipTim
     return times_at(duration, frames, stride, uniform(key, TIME))
 
 
+def segment_times_at(duration: float, frames: int, position: float | np.ndarray) -> ClipTimes:
+    """A frame from each of `frames` equal parts of the whole video, at a relative `position` of each part.
+
+    |.....0..........|.....1..........|.....2..........|      3 frames, position 0.35
+    0                                           duration
+
+    0.5 is the test clip of Something-Something (TSN's sampling): the middle of each part.
+
+    Args:
+        duration: of the video in seconds, above 0.
+        frames: T.
+        position: in [0, 1), for all parts or one for each.
+    """
+    times = (np.arange(frames) + position) * (duration / frames)
+    return ClipTimes(np.minimum(times, np.nextafter(duration, 0)), False)
+
+
+def segment_times(duration: float, frames: int, key: int) -> ClipTimes:
+    """A clip with a random frame from each of `frames` equal parts of the video, drawn from `key`."""
+    return segment_times_at(duration, frames, np.array([uniform(key, SEGMENTS + i) for i in range(frames)]))
+
+
 @dataclass(frozen=True)
 class Box:
     """A part of the picture in pixels; it lies inside the picture and is at least 1 x 1."""
@@ -188,6 +210,19 @@ def centre_box(height: int, width: int, ratio: float) -> Box:
     h = max(1, min(height, round(width / ratio)))
     w = max(1, min(width, round(height * ratio)))
     return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def view_boxes(height: int, width: int, ratio: float) -> tuple[Box, Box, Box]:
+    """Three boxes of the shape `ratio` that together cover the picture as far as they can: its two ends and the middle.
+
+    |0000|         of a wide picture the left, the middle and the right part, in this order;
+    |  1111  |     of a high one the upper, the middle and the lower part
+    |      2222|
+    """
+    middle = centre_box(height, width, ratio)
+    first = Box(0, 0, middle.height, middle.width)
+    last = Box(height - middle.height, width - middle.width, middle.height, middle.width)
+    return first, middle, last
 
 
 def flip(key: int) -> bool:

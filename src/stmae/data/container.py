@@ -16,6 +16,7 @@ from typing import Any
 import av
 
 from stmae.data.media import Media
+from stmae.errors import UserError
 
 MAX_PIXELS = 2**26  # of one frame; 8192 x 8192. Damaged headers ask for more than any memory.
 UNIT = Fraction(1, 90_000)  # of time stamps, where a damaged file states none
@@ -147,7 +148,7 @@ def reasons(path: str | Path | Media, problem: str) -> Iterator[None]:
     """Turns whatever the decoding library raises into a `DecodeError`."""
     try:
         yield
-    except DecodeError:
+    except (DecodeError, UserError):
         raise
     except Exception as error:
         raise DecodeError(path, f"{problem}: {in_words(error)}") from error

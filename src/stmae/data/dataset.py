@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from stmae.data.container import DecodeError
 from stmae.data.media import Media, read_clips
 from stmae.data.order import Kind, Order, Place
 from stmae.data.sources import Source, TensorSource, kin
+from stmae.data.values import Values
 from stmae.errors import Problems, UserError
+
+Sampling = Literal["dense", "segments"]
 
 MAX_STAND_INS = 50  # unreadable files in a row
 NO_VERDICTS: Mapping[int, str] = {}
@@ -69,8 +72,17 @@ class Sample:
 class _Clips(Dataset[Sample]):
     """What training and evaluation clips share: their shape, and reading them."""
 
-    def __init__(self, source: Source, frames: int, stride: float, image_size: tuple[int, int]) -> None:
-        self.source, self.frames, self.stride = source, frames, stride
+    def __init__(
+        self,
+        source: Source,
+        frames: int,
+        stride: float,
+        image_size: tuple[int, int],
+        sampling: Sampling,
+        values: Values | None,
+    ) -> None:
+        self.source, self.frames, self.stride, self.sampling = source, frames, stride, sampling
+        self.values = values if values is not None else Values()
         height, width = self.image_size = image_size
         problems = Problems()
         problems.check(frames >= 1, f"frames is {frames}; a clip has at least 1.", "Choose 8 or 16, for example.")
@@ -105,7 +117,8 @@ class _Clips(Dataset[Sample]):
 
     def _decode(self, media: Media, item: int, keys: list[int]) -> Sample:
         height, width = self.image_size
-        pixels = torch.empty(len(keys), self.frames, height, width, 3, dtype=torch.uint8)
+        values, media = self.values, self.source.media(item)
+        pixels = torch.empty(len(keys), self.frames, height, width, values.channels, dtype=values.dtype)
         boxes: dict[int, choice.Box] = {}
         shrunk = [False] * len(keys)
 
@@ -117,7 +130,9 @@ class _Clips(Dataset[Sample]):
         def take(clip: int, position: int, frame: np.ndarray) -> None:
             if clip not in boxes:  # all frames of a video come in one size
                 boxes[clip] = self._box(keys[clip], frame.shape[0], frame.shape[1])
-            pixels[clip, position] = resized(frame, boxes[clip], height, width, self._flip(keys[clip]))
+            pixels[clip, position] = resized(
+                values.of(frame, media), boxes[clip], height, width, self._flip(keys[clip])
+            )
 
         reading = read_clips(media, len(keys), choose, take)
         bad = [BadFile(self.source.name(item), reading.damage, item, used=True)] if reading.damage else []
@@ -151,6 +166,8 @@ class VideoClips(_Clips):
         crop_area, crop_aspect: of the random resized crop.
         flip: whether half of the clips are mirrored left to right.
         order: of a pass: a permutation of everything, or block by block (of shards).
+        sampling: of frames: "dense", a stride apart, or "segments", one from each of T equal parts of the video.
+        values: what the pixels of the source are; RGB in uint8 where None.
 
     Raises:
         UserError: a value that cannot work, or no items.
@@ -169,8 +186,10 @@ class VideoClips(_Clips):
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
         order: Kind = "global",
+        sampling: Sampling = "dense",
+        values: Values | None = None,
     ) -> None:
-        super().__init__(source, frames, stride, image_size)
+        super().__init__(source, frames, stride, image_size, sampling, values)
         problems = Problems()
         problems.check(len(source) > 0, "there is no video to train on.", "Add some, or hold out fewer.")
         problems.check(repeats >= 1, f"repeats is {repeats}; no clip would be taken.", "Choose 1 to 4.")
@@ -252,6 +271,8 @@ class VideoClips(_Clips):
         )
 
     def _times(self, duration: float, key: int) -> choice.ClipTimes:
+        if self.sampling == "segments":
+            return choice.segment_times(duration, self.frames, key)
         return choice.clip_times(duration, self.frames, self.stride, key)
 
     def _box(self, key: int, height: int, width: int) -> choice.Box:
@@ -268,9 +289,17 @@ class FixedClips(_Clips):
     """
 
     def __init__(
-        self, source: Source, *, frames: int, stride: float, image_size: tuple[int, int], seed: int = 0
+        self,
+        source: Source,
+        *,
+        frames: int,
+        stride: float,
+        image_size: tuple[int, int],
+        seed: int = 0,
+        sampling: Sampling = "dense",
+        values: Values | None = None,
     ) -> None:
-        super().__init__(source, frames, stride, image_size)
+        super().__init__(source, frames, stride, image_size, sampling, values)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -282,11 +311,14 @@ class FixedClips(_Clips):
         try:
             return self._read(item, [choice.clip_key(self.seed, -1, item, 0)])
         except DecodeError as error:
-            none = torch.empty(0, 3, self.frames, *self.image_size, dtype=torch.uint8)
+            shape = (0, self.values.channels, self.frames, *self.image_size)
+            none = torch.empty(shape, dtype=self.values.dtype)
             bad = [BadFile(self.source.name(item), error.reason, item)]
             return Sample(none, torch.empty(0, dtype=torch.int64), item, bad)
 
     def _times(self, duration: float, key: int) -> choice.ClipTimes:
+        if self.sampling == "segments":
+            return choice.segment_times_at(duration, self.frames, 0.5)
         return choice.times_at(duration, self.frames, self.stride, 0.5)
 
     def _box(self, key: int, height: int, width: int) -> choice.Box:
@@ -297,7 +329,7 @@ class FixedClips(_Clips):
 
 
 def resized(frame: np.ndarray, box: choice.Box, height: int, width: int, mirrored: bool) -> torch.Tensor:
-    """The part `box` of a frame (H, W, 3) in another size, bilinear with antialiasing: uint8 (height, width, 3)."""
+    """The part `box` of a frame (H, W, C) in another size, bilinear with antialiasing: (height, width, C)."""
     part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
     image = torch.from_numpy(part).permute(2, 0, 1)[None]
     if part.shape[:2] != (height, width):

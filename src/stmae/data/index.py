@@ -1,18 +1,16 @@
-"""Files under a folder as a source: finding them, and the list that a run keeps of them."""
+"""Files under a folder as a source, and finding them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stmae.data.media import Media, kind_of, split_name
+from stmae.data.media import INSIDE, Kind, Media, kind_of, split_name
 from stmae.data.names import Names
 from stmae.errors import UserError
 
@@ -72,30 +70,58 @@ def label_of(name: str) -> str | None:
     return folder if slash else None
 
 
-def scan(folder: str | Path) -> Index:
-    """Finds the video files under a folder, at any depth, by their endings in capitals or not.
+MEDIA: dict[str, Kind] = {"videos": "video", "arrays": "array", "images": "image"}  # in the order of preference
 
-    Links are followed; files and folders whose names begin with a dot are not looked at.
+
+def scan(folder: str | Path, media: Sequence[str] = (), say: Callable[[str], None] = lambda text: None) -> Index:
+    """Finds the files under a folder, at any depth, by their endings in capitals or not.
+
+    Links are followed; files and folders whose names begin with a dot are not looked at. The arrays of an HDF5 or .npz
+    file that holds several are items of their own, named ``file.h5::array``.
+
+    Args:
+        folder: to be looked through.
+        media: what to take: "videos", "images", "arrays"; empty for videos, or arrays where there are none, or images
+            where there are neither: pictures beside videos are thumbnails, as a rule.
+        say: is told what was left out.
 
     Raises:
-        UserError: the folder is missing, is a file, cannot be read, or holds no videos.
+        UserError: the folder is missing, is a file, cannot be read, or holds none of these.
     """
     root = absolute_folder(folder)
-    paths = sorted(filter(_is_video, files_below(root)), key=os.fsencode)
+    found: dict[Kind | None, list[str]] = {}
+    for path in files_below(root):
+        found.setdefault(kind_of(path), []).append(path)
+    taken = list(media) or [next((word for word in MEDIA if MEDIA[word] in found), "videos")]
+    paths = [path for word in taken for path in found.get(MEDIA[word], ())]
     if not paths:
-        raise _no_videos(folder, root)
-    return Index(root, Names.of(paths))
+        raise _nothing(folder, root, media)
+    others = [word for word in MEDIA if word not in taken and MEDIA[word] in found]
+    if others:
+        counted = " and ".join(f"{len(found[MEDIA[word]])} {word}" for word in others)
+        say(f"{folder}: {counted} left out; --media {' '.join([*taken, *others])} takes them as well.")
+    if "arrays" in taken:
+        paths = [name for path in paths for name in _arrays_in(root, path)]
+    return Index(root, Names.of(sorted(paths, key=os.fsencode)))
 
 
-def require_videos(folder: str | Path) -> None:
-    """Raises what `scan` would raise; stops at the first video, so it takes no time where there are many."""
+def require_media(folder: str | Path, media: Sequence[str] = ()) -> None:
+    """Raises what `scan` would raise; stops at the first file that it would take, however many there are."""
     root = absolute_folder(folder)
-    if not any(map(_is_video, files_below(root))):
-        raise _no_videos(folder, root)
+    kinds = {MEDIA[word] for word in media or MEDIA}
+    if not any(kind_of(path) in kinds for path in files_below(root)):
+        raise _nothing(folder, root, media)
 
 
-def _is_video(path: str) -> bool:
-    return kind_of(path) == "video"
+def _arrays_in(root: Path, path: str) -> list[str]:
+    """The names of the arrays in a file: its own, or one for each where there are several."""
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in (".npz", ".h5", ".hdf5"):
+        return [path]
+    from stmae.data.arrays import names_in
+
+    names = names_in(root / path)
+    return [path] if len(names) < 2 else [f"{path}{INSIDE}{name}" for name in names]
 
 
 def absolute_folder(folder: str | Path) -> Path:
@@ -113,8 +139,8 @@ def absolute_folder(folder: str | Path) -> Path:
     return root
 
 
-def _no_videos(folder: str | Path, root: Path) -> UserError:
-    """What there is in place of videos."""
+def _nothing(folder: str | Path, root: Path, media: Sequence[str]) -> UserError:
+    """What there is in place of what was looked for."""
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files_below(root))
     if not kinds:
         return UserError(f'the folder "{folder}" is empty.', "Give the folder that holds your videos.")
@@ -122,8 +148,8 @@ def _no_videos(folder: str | Path, root: Path) -> UserError:
     met = ", ".join(f"{n} {ending or 'without ending'}" for ending, n in kinds.most_common(5))
     more = ", ..." if len(kinds) > 5 else ""
     return UserError(
-        f"{folder} holds no videos, only {total} file{'s' * (total > 1)}: {met}{more}.",
-        "Videos are known by their endings, such as .mp4, .mkv, .webm, .avi or .mov.",
+        f"{folder} holds no {' or '.join(media) or 'videos'}, only {total} file{'s' * (total > 1)}: {met}{more}.",
+        "Files are known by their endings, such as .mp4, .mkv, .webm, .avi or .mov, .jpg or .png, .npy, .h5 or .tiff.",
     )
 
 
@@ -145,58 +171,3 @@ def files_below(root: Path, inside: str = "", above: tuple[tuple[int, int], ...]
             yield from files_below(root, f"{inside}{entry.name}/", (*above, here))
         elif entry.is_file():
             yield inside + entry.name
-
-
-def save_index(path: str | Path, train: Index, holdout: Index) -> None:
-    """Writes the list of a run's videos as a CSV with the columns split and path; whole, or not at all.
-
-    The row "root" holds the folder, the others are "train" or "holdout".
-    """
-    path = Path(path)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("split", "path"))
-    writer.writerow(("root", str(train.root)))
-    writer.writerows(("train", name) for name in train.paths)
-    writer.writerows(("holdout", name) for name in holdout.paths)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        # File names are bytes to the system: those that are no UTF-8 must come back as they were.
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def load_index(path: str | Path, root: str | Path | None = None) -> tuple[Index, Index]:
-    """Reads what `save_index` wrote: the training and the held-out videos.
-
-    Args:
-        path: of the CSV.
-        root: where the videos lie now, if elsewhere.
-
-    Raises:
-        UserError: the file cannot be read or is no such list.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = [tuple(row) for row in csv.reader(file)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    named: dict[str, list[str]] = {"root": [], "train": [], "holdout": []}
-    for number, row in enumerate(rows):
-        if number == 0 and row == ("split", "path"):
-            continue
-        if number == 0 or len(row) != 2 or row[0] not in named:
-            raise UserError(f"{path}, line {number + 1} is no row of split and path.", "Write it with save_index().")
-        named[row[0]].append(row[1])
-    if len(named["root"]) != 1:
-        raise UserError(f"{path} does not say in which folder the videos lie.", "Write it with save_index().")
-    folder = Path(root).expanduser().absolute() if root is not None else Path(named["root"][0])
-    return Index(folder, Names.of(named["train"])), Index(folder, Names.of(named["holdout"]))
-
-
-def index_changes(old: Iterable[str], new: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The paths that were added and those that were removed, sorted, from two collections of paths."""
-    before, after = set(old), set(new)
-    return sorted(after - before), sorted(before - after)

@@ -80,6 +80,10 @@ class Names(Sequence[str]):
         # A zero byte at the end would be cut off, and one in front stay: names hold none.
         return tails.view("S8").reshape(-1)
 
+    def contain(self, text: str) -> bool:
+        """Whether some name (or two neighbours, end to end) contains a text."""
+        return encoded(text) in self._text.array.tobytes()
+
     def __add__(self, other: Names) -> Names:
         text = np.concatenate([self._text.array, other._text.array])
         return Names(text, np.concatenate([self._bounds.array, other._bounds.array[1:] + self._bounds.array[-1]]))

@@ -69,6 +69,7 @@ class Order:
                 for number, (each, first, slots) in enumerate(
                     zip(source.sources, source.firsts, source.slots, strict=True)
                 )
+                if len(each)
             ]
         else:
             self._streams = [_Stream(0, len(source), len(source), seed, _blocks(source, kind))]

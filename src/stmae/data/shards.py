@@ -146,15 +146,23 @@ class Shards:
     def part(self, items: Sequence[int] | np.ndarray) -> Shards:
         """A source of some of the videos, in this order."""
         rows = np.asarray(items, np.int64)
-        rows = rows if self._items is None else self._items.array[rows]
-        part = Shards(self.root, self.entries, about=self.about, items=rows, cache=self._cache, versions=self._versions)
-        part.fetch_whole = self.fetch_whole
-        return part
+        return self.at_rows(rows if self._items is None else self._items.array[rows])
 
     @property
     def blocks(self) -> np.ndarray:
         """int32 (n,): the number of the shard that each video lies in."""
         return self.entries.shard if self._items is None else self.entries.shard[self._items.array]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 (n,): the row of each video in the pack's table."""
+        return np.arange(len(self.entries)) if self._items is None else self._items.array
+
+    def at_rows(self, rows: np.ndarray) -> Shards:
+        """A source of the videos in these rows of the pack's table."""
+        part = Shards(self.root, self.entries, about=self.about, items=rows, cache=self._cache, versions=self._versions)
+        part.fetch_whole = self.fetch_whole
+        return part
 
     def row(self, item: int) -> int:
         """The item's row in `entries`."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from stmae.data.index import Index, index_changes, load_index, require_videos, save_index, scan
+from stmae.data.index import Index, scan
 from stmae.data.media import VIDEO_EXTENSIONS, Media, original_name
 from stmae.data.names import encoded
 from stmae.data.shards import Shards
@@ -34,11 +34,10 @@ __all__ = [
     "Mixture",
     "Source",
     "TensorSource",
-    "index_changes",
-    "load_index",
+    "is_shards",
+    "kin",
     "names_of",
-    "require_videos",
-    "save_index",
+    "parts_of",
     "scan",
     "split",
 ]
@@ -140,8 +139,10 @@ class Mixture:
         self.weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(self.sources)
         check_weights(len(self.sources), self.weights)
         bounds = np.cumsum([0, *map(len, self.sources)])
-        self.firsts, self._length = bounds[:-1].tolist(), int(bounds[-1])
-        self.slots = [max(1, round(w * len(each))) for w, each in zip(self.weights, self.sources, strict=True)]
+        self.firsts, self._ends, self._length = bounds[:-1].tolist(), bounds[1:].tolist(), int(bounds[-1])
+        self.slots = [
+            max(1, round(w * len(each))) if len(each) else 0 for w, each in zip(self.weights, self.sources, strict=True)
+        ]
 
     def __len__(self) -> int:
         return self._length
@@ -157,7 +158,7 @@ class Mixture:
     def place(self, item: int) -> tuple[int, int]:
         """The source that an item belongs to, and its number there."""
         assert 0 <= item < self._length, item
-        number = int(np.searchsorted(self.firsts, item, side="right")) - 1
+        number = int(np.searchsorted(self._ends, item, side="right"))
         return number, item - self.firsts[number]
 
     def name(self, item: int) -> str:
@@ -175,17 +176,10 @@ class Mixture:
         return self.sources[number].media(own)
 
     def part(self, items: Sequence[int] | np.ndarray) -> Mixture:
-        """A mixture of some of the items, by source; weights stay, sources without items fall out."""
+        """A mixture of some of the items, by source; a source of which there are none stays, empty."""
         items = np.asarray(items, np.int64)
-        ends = [*self.firsts[1:], self._length]
-        own = [items[(items >= a) & (items < b)] - a for a, b in zip(self.firsts, ends, strict=True)]
-        return _mixture([source.part(each) for source, each in zip(self.sources, own, strict=True)], self.weights)
-
-
-def _mixture(sources: Sequence[Source], weights: Sequence[float]) -> Mixture:
-    """Without the sources that are empty."""
-    kept = [(source, weight) for source, weight in zip(sources, weights, strict=True) if len(source)]
-    return Mixture([source for source, _ in kept], [weight for _, weight in kept])
+        own = [items[(items >= a) & (items < b)] - a for a, b in zip(self.firsts, self._ends, strict=True)]
+        return Mixture([source.part(each) for source, each in zip(self.sources, own, strict=True)], self.weights)
 
 
 def check_weights(sources: int, weights: Sequence[float]) -> None:
@@ -202,6 +196,21 @@ def check_weights(sources: int, weights: Sequence[float]) -> None:
         "A weight is how many times its source is gone through in a pass: 2 for twice, 0.5 for half of it.",
     )
     problems.raise_any()
+
+
+def parts_of(source: Source) -> tuple[Source, ...]:
+    """The sources of a mixture, or the one that it is."""
+    return source.sources if isinstance(source, Mixture) else (source,)
+
+
+def is_shards(source: Source) -> bool:
+    """Whether it is packed."""
+    return isinstance(source, Shards)
+
+
+def open_shards(where: str | Path) -> Source:
+    """The shards in a folder or at an address."""
+    return Shards.open(where)
 
 
 def kin(source: Source, item: int) -> range:
@@ -235,8 +244,8 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
     """
     if isinstance(source, Mixture):
         parts = [split(each, holdout) for each in source.sources]
-        train = _mixture([train for train, _ in parts], source.weights)
-        return train, _mixture([held for _, held in parts], source.weights)
+        sides = [[part[side] for part in parts] for side in (0, 1)]
+        return Mixture(sides[0], source.weights), Mixture(sides[1], source.weights)
     count = len(source)
     if holdout <= 0 or count < 2:
         return source.part(np.arange(count)), source.part(np.arange(0))

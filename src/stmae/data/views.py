@@ -21,25 +21,33 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .clips import NOMINAL_FPS, ClipTimes, centre_box, times_at
+from .clips import NOMINAL_FPS, Box, ClipTimes, segment_times_at, times_at, view_boxes
 from .container import DecodeError
 from .dataset import resized
 from .media import Media, read_clips
 from .sources import Source
+from .values import Values
 
 LONG = 600.0  # seconds: what a file's header is believed
 
+Crops = Literal[1, 3]
 Places = Callable[[float], list[ClipTimes]]  # from a video's duration in seconds to the times of its clips
 
 
 def spread(frames: int, stride: float, count: int) -> Places:
     """`count` clips, evenly spread; one is in the middle."""
     return lambda duration: [times_at(duration, frames, stride, (i + 0.5) / count) for i in range(count)]
+
+
+def segments(frames: int, count: int) -> Places:
+    """`count` clips of a frame from each of `frames` equal parts of the video; one takes the middle of each part."""
+    return lambda duration: [segment_times_at(duration, frames, (i + 0.5) / count) for i in range(count)]
 
 
 def starting(frames: int, stride: float, start: float) -> Places:
@@ -77,9 +85,10 @@ class View:
 
     Attributes:
         item: position of the video in the index.
-        number: which of the video's clips; one that comes again replaces what came first.
+        number: which of the video's clips; one that comes again replaces what came first. With three crops, the clip
+            at place p has the numbers 3 p, 3 p + 1 and 3 p + 2.
         times: of its frames in seconds, float64 (T,).
-        clip: uint8 (3, T, H, W).
+        clip: (C, T, H, W), uint8 but for some arrays (data/values.py).
     """
 
     item: int
@@ -120,6 +129,8 @@ def read_views(
     image_size: tuple[int, int],
     give: Callable[[View], None],
     item: int = 0,
+    crops: Crops = 1,
+    values: Values | None = None,
 ) -> End:
     """Reads the clips of one video in a single pass.
 
@@ -127,33 +138,44 @@ def read_views(
         places: where they are.
         image_size: height and width; the middle of the picture is cut to this shape and resized.
         give: is handed each clip, in order of their ends, as a rule; one may come again, and replaces the first.
+        item: the number that its views carry.
+        crops: 1, or 3: the picture's two ends as well (`clips.view_boxes`).
+        values: what its pixels are; RGB in uint8 where None.
 
     Raises:
         DecodeError: not one picture can be decoded.
     """
     height, width = image_size
-    longest = _duration(path)
+    media, values = Media.of(path), values if values is not None else Values()
+    longest = _duration(media)
     chosen = functools.cache(lambda duration: places(min(duration, longest)))
     times: dict[int, np.ndarray] = {}
     filling: dict[int, Tensor] = {}
-    newest: list[tuple[np.ndarray, Tensor]] = []  # one frame may serve several clips: it is resized once
+    newest: list[tuple[np.ndarray, list[Tensor]]] = []  # one frame may serve several clips: it is resized once
 
-    def choose(number: int, duration: float) -> np.ndarray:
+    def choose(place: int, duration: float) -> np.ndarray:
         of_this = chosen(duration)
-        times[number] = of_this[min(number, len(of_this) - 1)].times
-        return times[number]
+        times[place] = of_this[min(place, len(of_this) - 1)].times
+        return times[place]
 
-    def take(number: int, position: int, pixels: np.ndarray) -> None:
+    def take(place: int, position: int, pixels: np.ndarray) -> None:
         if not newest or newest[0][0] is not pixels:
-            box = centre_box(pixels.shape[0], pixels.shape[1], width / height)
-            newest[:] = [(pixels, resized(pixels, box, height, width, mirrored=False))]
-        if position == 0:
-            filling[number] = torch.empty(len(times[number]), height, width, 3, dtype=torch.uint8)
-        filling[number][position] = newest[0][1]
-        if position == len(times[number]) - 1:
-            give(View(item, number, times[number], filling.pop(number).permute(3, 0, 1, 2)))
+            boxes: tuple[Box, ...] = view_boxes(pixels.shape[0], pixels.shape[1], width / height)
+            frame = values.of(pixels, media)
+            taken = [
+                resized(frame, box, height, width, mirrored=False) for box in (boxes if crops == 3 else boxes[1:2])
+            ]
+            newest[:] = [(pixels, taken)]
+        for crop, frame_of_crop in enumerate(newest[0][1]):
+            number = place * crops + crop
+            if position == 0:
+                shape = (len(times[place]), height, width, values.channels)
+                filling[number] = torch.empty(shape, dtype=values.dtype)
+            filling[number][position] = frame_of_crop
+            if position == len(times[place]) - 1:
+                give(View(item, number, times[place], filling.pop(number).permute(3, 0, 1, 2)))
 
-    reading = read_clips(path, len(chosen(longest)), choose, take)
+    reading = read_clips(media, len(chosen(longest)), choose, take)
     true = chosen(reading.duration)
     return End(
         item,
@@ -164,7 +186,7 @@ def read_views(
     )
 
 
-def _duration(path: str | Path | Media) -> float:
+def _duration(media: Media) -> float:
     """The video's duration in seconds, as the file states it or, where that is long, as its end tells.
 
     A wrong header can state years, which would be more windows than any memory holds.
@@ -178,15 +200,23 @@ def _duration(path: str | Path | Media) -> float:
     def last(_: int, duration: float) -> list[float]:
         return [float(np.nextafter(duration, 0))]
 
-    read_clips(path, 1, first, lambda *_: None)
-    return stated[0] if stated[0] <= LONG else read_clips(path, 1, last, lambda *_: None).duration
+    read_clips(media, 1, first, lambda *_: None)
+    return stated[0] if stated[0] <= LONG else read_clips(media, 1, last, lambda *_: None).duration
 
 
 class _Stopped(BaseException):
     """Nobody wants the clips any more."""
 
 
-def stream_views(source: Source, places: Places, *, image_size: tuple[int, int], threads: int) -> Iterator[View | End]:
+def stream_views(
+    source: Source,
+    places: Places,
+    *,
+    image_size: tuple[int, int],
+    threads: int,
+    crops: Crops = 1,
+    values: Values | None = None,
+) -> Iterator[View | End]:
     """The clips of all videos, in the source's order, an `End` after each video's.
 
     The next videos are decoded in threads meanwhile: FFmpeg and the resizing work outside Python's lock. Each thread
@@ -207,7 +237,9 @@ def stream_views(source: Source, places: Places, *, image_size: tuple[int, int],
 
         try:
             try:
-                give(read_views(source.media(item), places, image_size=image_size, give=give, item=item))
+                media = source.media(item)
+                size = image_size
+                give(read_views(media, places, image_size=size, give=give, item=item, crops=crops, values=values))
             except DecodeError as error:
                 give(End(item, 0, 0.0, False, error.reason))
             except Exception as error:

@@ -8,13 +8,13 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stmae.data.opening import paths_of
 from stmae.data.sources import Source, TensorSource
 from stmae.durations import Clock
 from stmae.engine.checkpoint import check_fit
@@ -300,5 +300,5 @@ def training_flops(config: MaeConfig) -> int:
 
 
 def is_path(source: object) -> bool:
-    """Whether a source of videos is a path, and not a tensor or a Dataset."""
-    return isinstance(source, str | Path)
+    """Whether a source of videos is named by paths, and not a tensor or a Dataset."""
+    return bool(paths_of(source))

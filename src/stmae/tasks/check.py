@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from stmae.data.copies import Pair, find_copies
 from stmae.data.media import Media
+from stmae.data.opening import open_source
 from stmae.data.processes import Lost, each
-from stmae.data.sources import Source, scan
+from stmae.data.sources import Source
 from stmae.data.survey import STATIC, Facts, survey
 from stmae.data.tracks import Tracks
 from stmae.errors import UserError
@@ -111,7 +112,7 @@ def check(options: CheckOptions) -> Findings:
 
 def open_items(what: Any) -> Source:
     """A source, as for training."""
-    return scan(what)
+    return open_source(what)
 
 
 def default_workers() -> int:

@@ -5,7 +5,6 @@ Each check takes the options of one task and the list that gathers their problem
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 import os
@@ -31,6 +30,7 @@ from stmae.tasks.options import (
     ReconstructOptions,
     RunOptions,
 )
+from stmae.tasks.places import check_places, check_source, check_source_weights, exists
 from stmae.tasks.values import named_numbers, size_in_bytes
 from stmae.weights import step_folders
 
@@ -49,10 +49,11 @@ def check(options: Options) -> None:
 def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     """Everything `stmae pretrain` can refuse before it looks into the folder."""
     _known("preset", options.preset, tuple(PRESETS), problems)
-    _folder_of_videos(options.videos, problems)
+    check_source(options, problems)
+    check_source_weights(options, problems)
     _writable("out", options.out, problems, folder=True)
     if options.init is not None and not step_folders(options.out / "checkpoints"):  # else it has served
-        _exists("init", options.init, "Give a run's folder or a weights file", problems)
+        exists("init", options.init, "Give a run's folder or a weights file", problems)
     _at_least(options, ("frames", "image_size", "repeats", "keep", "max_bad_steps"), 1, problems)
     for name in ("save_every", "milestone_every", "log_every", "evaluate_every"):
         every = getattr(options, name)
@@ -61,6 +62,16 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     _workers(options.workers, problems)
     _threads(options, problems)
     _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
+    problems.check(
+        options.sampling == "dense" or options.stride == 4.0,
+        f"stride {options.stride:g} has no meaning with sampling segments: they are spread over the whole video.",
+        "Leave one of them out.",
+    )
+    if options.value_range is not None:
+        low, high = options.value_range
+        problems.check(
+            low < high, f"value_range {low:g} {high:g} is not a range.", "Give the value of black, then that of white."
+        )
     check_model(options, options.frames, options.image_size, problems)
     check_optimizer(options, problems)
     _batch(options, problems)
@@ -178,8 +189,8 @@ def _durations(options: OptimizerOptions, problems: Problems) -> None:
 
 def check_reconstruct(options: ReconstructOptions, problems: Problems) -> None:
     """Everything `stmae reconstruct` can refuse before it looks into a file."""
-    _videos(options.videos, problems)
-    _exists("model", options.model, "Give a run's folder or a weights file", problems)
+    check_source(options, problems)
+    exists("model", options.model, "Give a run's folder or a weights file", problems)
     _writable("out", options.out, problems, folder=True)
     _threads(options, problems)
     for ratio in options.mask_ratio:
@@ -192,8 +203,8 @@ def check_reconstruct(options: ReconstructOptions, problems: Problems) -> None:
 
 def check_embed(options: EmbedOptions, problems: Problems) -> None:
     """Everything `stmae embed` can refuse before it looks into a file."""
-    _videos(options.videos, problems)
-    _exists("model", options.model, "Give a run's folder or a weights file", problems)
+    check_source(options, problems)
+    exists("model", options.model, "Give a run's folder or a weights file", problems)
     ending = options.out.suffix.lower()
     if ending not in FEATURE_FILES:
         said = f"ends in {ending}" if ending else "has no ending"
@@ -209,6 +220,11 @@ def check_embed(options: EmbedOptions, problems: Problems) -> None:
             f"views {options.views} and window {options.window:g} exclude each other: a window is one view.",
             "Leave one of them out.",
         )
+        problems.check(
+            options.crops == 1,
+            f"crops {options.crops} and window {options.window:g} exclude each other: a window is one view.",
+            "Leave one of them out.",
+        )
     _threads(options, problems)
     _at_least(options, ("views", "batch_size"), 1, problems)
     _workers(options.workers, problems)
@@ -216,7 +232,7 @@ def check_embed(options: EmbedOptions, problems: Problems) -> None:
 
 def check_convert(options: ConvertOptions, problems: Problems) -> None:
     """Everything `stmae convert` can refuse before it looks into the checkpoint."""
-    _exists("model", options.model, "Give a checkpoint's file, a folder of transformers or a run", problems)
+    exists("model", options.model, "Give a checkpoint's file, a folder of transformers or a run", problems)
     folder = options.to in ("stmae", "videomae_hf")
     if not folder and options.out.suffix not in (".pth", ".safetensors"):
         problems.add(
@@ -228,9 +244,9 @@ def check_convert(options: ConvertOptions, problems: Problems) -> None:
 
 def check_check(options: CheckOptions, problems: Problems) -> None:
     """Everything `stmae check` can refuse before it looks into the folder."""
-    _folder_of_videos(options.videos, problems)
+    check_places(options.videos, problems)
     if options.against is not None:
-        _folder_of_videos(options.against, problems, name="against")
+        check_places(options.against, problems, name="against")
     _writable("out", options.out, problems, folder=False)
     _at_least(options, ("frames", "image_size", "repeats"), 1, problems)
     _positive("stride", options.stride, "Its unit is frames of a 30 fps clock; 4 is the paper's.", problems)
@@ -245,7 +261,7 @@ def check_check(options: CheckOptions, problems: Problems) -> None:
 
 def check_export(options: ExportOptions, problems: Problems) -> None:
     """Everything `stmae export` can refuse before it looks into the model."""
-    _exists("model", options.model, "Give a run's folder or a weights file", problems)
+    exists("model", options.model, "Give a run's folder or a weights file", problems)
     if options.out.suffix not in (".onnx", ".pt2"):
         problems.add(
             f'out "{options.out}" is neither a .onnx nor a .pt2 file.', f"Name it {options.out.with_suffix('.onnx')}."
@@ -257,7 +273,7 @@ def check_export(options: ExportOptions, problems: Problems) -> None:
 
 def check_pack(options: PackOptions, problems: Problems) -> None:
     """Everything `stmae pack` can refuse before it looks into the folder."""
-    _folder_of_videos(options.videos, problems)
+    check_source(options, problems)
     _writable("out", options.out, problems, folder=True)
     _workers(options.workers, problems)
     if options.given.get("keep_original") and options.asks_for_new:
@@ -289,7 +305,7 @@ def check_pack(options: PackOptions, problems: Problems) -> None:
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
-        _folder_of_videos(options.data, problems, name="data")
+        check_places(options.data, problems, name="data")
     _writable("out", options.out, problems, folder=True)
     _positive("minutes", options.minutes, "Give it some time, such as 4.", problems)
 
@@ -395,43 +411,6 @@ def _other_processes(options: PretrainOptions, processes: int) -> str:
     fewer = max(count for count in range(1, min(processes, parts) + 1) if parts % count == 0)
     more = min((count for count in range(processes, parts + 1) if parts % count == 0), default=fewer)
     return f", or start {fewer} processes" if fewer == more else f", or start {fewer} or {more} processes"
-
-
-def _is_path(videos: Any) -> bool:
-    """From Python, videos may also be a tensor or a Dataset, which are looked at when they are read."""
-    return isinstance(videos, str | os.PathLike)
-
-
-def _folder_of_videos(videos: Any, problems: Problems, name: str = "videos") -> None:
-    if not (_is_path(videos) and _exists(name, videos, "Give a folder of videos", problems)):
-        return
-    path = Path(videos).expanduser()
-    if not path.is_dir():
-        problems.add(f'{name} "{videos}" is a file.', f'Give a folder, such as its own, "{path.parent}".')
-        return
-    from stmae.data.index import require_videos  # brings NumPy, which --help has no need of
-
-    try:
-        require_videos(path)
-    except UserError as error:
-        problems.extend(error)
-
-
-def _videos(videos: Any, problems: Problems) -> None:
-    if _is_path(videos):
-        _exists("videos", videos, "Give a video or a folder of videos", problems)
-
-
-def _exists(name: str, value: str | os.PathLike[str], cure: str, problems: Problems) -> bool:
-    """Whether the path exists; if not, the cure names the entry beside it that is spelt most like it."""
-    path = Path(os.path.expanduser(value))
-    if path.exists():
-        return True
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
-    hint = f' Did you mean "{path.parent / near[0]}"?' if near else ""
-    problems.add(f'{name} "{value}" does not exist.', f"{cure}.{hint}")
-    return False
 
 
 def _writable(name: str, path: Path, problems: Problems, folder: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from stmae.data.sources import Source, TensorSource
-from stmae.data.views import End, View, spread, stream_views, windows
+from stmae.data.values import Values
+from stmae.data.views import End, View, stream_views, windows
 from stmae.engine.log import Console, Log
 from stmae.engine.precision import computing
 from stmae.errors import UserError
@@ -23,7 +24,7 @@ from stmae.model.encoder import VideoViT
 from stmae.tasks import build
 from stmae.tasks.options import EmbedOptions
 from stmae.tasks.task import task
-from stmae.tasks.videos import none_readable, open_videos, printable, stride_of
+from stmae.tasks.videos import none_readable, open_videos, places_of, printable, stride_of
 from stmae.weights import write_atomic
 
 
@@ -64,17 +65,17 @@ def embed(options: EmbedOptions) -> Path:
     precision, _ = build.pick_precision(options.precision, device)
     model, extras = load_with_extras(options.model)
     encoder = (model if isinstance(model, VideoViT) else model.encoder).to(device)
-    source = open_videos(options.videos, encoder.config.clip)
     stride = stride_of(extras)
     batches = Encoding(encoder, device, precision, options.batch_size)
     with build.cpu_threads(options.threads), Log([Console()]) as log:
+        source, values = open_videos(options, encoder.config.clip, extras, log.message)
         if isinstance(source, TensorSource):
             rows = _embed_tensors(source, batches, options, log)
         else:
-            rows = _embed_videos(source, batches, options, stride, device, log)
+            rows = _embed_videos(source, values, batches, options, extras, device, log)
         about = {
             "model": str(options.model), "stride": stride, "window": options.window, "views": options.views,
-            "precision": precision,
+            "crops": options.crops, "precision": precision,
         }  # fmt: skip
         write(options.out, rows, about)
         width = len(rows.features[0])
@@ -109,8 +110,8 @@ class Encoding:
 
 def _embed_tensors(source: TensorSource, batches: Encoding, options: EmbedOptions, log: Log) -> Features:
     """A row per clip."""
-    if options.window is not None or options.views != 1:
-        raise UserError("window and views have no meaning for clips from Python.", "Leave them out.")
+    if options.window is not None or options.views != 1 or options.crops != 1:
+        raise UserError("window, views and crops have no meaning for clips from Python.", "Leave them out.")
     rows = Features()
 
     def note(done: list[tuple[Any, np.ndarray]]) -> None:
@@ -125,31 +126,42 @@ def _embed_tensors(source: TensorSource, batches: Encoding, options: EmbedOption
 
 
 def _embed_videos(
-    index: Source, batches: Encoding, options: EmbedOptions, stride: float, device: torch.device, log: Log
+    source: Source,
+    values: Values,
+    batches: Encoding,
+    options: EmbedOptions,
+    extras: Mapping[str, Any],
+    device: torch.device,
+    log: Log,
 ) -> Features:
     """A row per video or per window; a table of the videos that have none."""
     clip = batches.encoder.config.clip
-    places = (
-        spread(clip.frames, stride, options.views)
-        if options.window is None
-        else windows(clip.frames, stride, options.window)
-    )
-    threads = build.default_workers(device, index) if options.workers is None else options.workers
-    stream = stream_views(index, places, image_size=(clip.height, clip.width), threads=threads)
+    if options.window is None:
+        places = places_of(extras, clip.frames, options.views)
+    elif extras.get("clip", {}).get("sampling") == "segments":
+        raise UserError(
+            "the model was trained on frames spread over whole videos: windows are not what it knows.",
+            "Leave --window out.",
+        )
+    else:
+        places = windows(clip.frames, stride_of(extras), options.window)
+    threads = build.default_workers(device, source) if options.workers is None else options.workers
+    size = (clip.height, clip.width)
+    stream = stream_views(source, places, image_size=size, threads=threads, crops=options.crops, values=values)
     features: dict[int, dict[int, np.ndarray]] = {}  # by item and number of the view
     views: dict[int, dict[int, tuple[float, float]]] = {}
     ends: list[End] = []
     for thing in _encoded(stream, batches, features):
         if isinstance(thing, End):
             ends.append(thing)
-            log.progress(len(ends), len(index))
+            log.progress(len(ends), len(source))
         else:
             views.setdefault(thing.item, {})[thing.number] = (float(thing.times[0]), thing.end)
     rows = Features()
     for end in ends:
         if not end.clips:
             continue
-        path = printable(index.name(end.item))
+        path = printable(source.name(end.item))
         times = [views[end.item][i] for i in range(end.clips)]
         found = [features[end.item][i] for i in range(end.clips)]
         if options.window is None:
@@ -158,7 +170,7 @@ def _embed_videos(
             continue
         for (first, last), row in zip(times, found, strict=True):
             rows.add(path, first, min(last, end.duration), clip.frames, row)
-    _report(log, index, ends)
+    _report(log, source, ends)
     return rows
 
 
@@ -175,21 +187,21 @@ def _encoded(
         features.setdefault(item, {})[number] = row
 
 
-def _report(log: Log, index: Source, ends: list[End]) -> None:
+def _report(log: Log, source: Source, ends: list[End]) -> None:
     """Says which videos could not be read, in part or at all.
 
     Raises:
         UserError: none could be.
     """
-    bad = {index.name(end.item): end.damage for end in ends if not end.clips}
-    if len(bad) == len(index):
+    bad = {source.name(end.item): end.damage for end in ends if not end.clips}
+    if len(bad) == len(source):
         raise none_readable(bad)
     if bad:
         rows = [(printable(path), reason) for path, reason in bad.items()]
-        log.table(f"{len(bad)} of {len(index)} videos cannot be read and have no row:", rows)
+        log.table(f"{len(bad)} of {len(source)} videos cannot be read and have no row:", rows)
     partly = [end for end in ends if end.clips and end.damage]
     if partly:
-        rows = [(printable(index.name(end.item)), f"up to {end.duration:.2f} s: {end.damage}") for end in partly]
+        rows = [(printable(source.name(end.item)), f"up to {end.duration:.2f} s: {end.damage}") for end in partly]
         log.table(f"{len(partly)} videos are damaged; the part before the damage was used:", rows)
     shrunk = sum(end.shrunk for end in ends)
     if shrunk:

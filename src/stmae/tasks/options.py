@@ -22,6 +22,8 @@ Source = Annotated[Any, arg(constructor=str, metavar="VIDEOS")]
 
 Families = Literal["mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"]
 
+SEVERAL = {"several": True}  # marks a positional option that takes one word or more
+
 if TYPE_CHECKING:
     AnyPath = Any  # text may be given and a Path is read, which a type checker has no way to be told
 else:
@@ -59,6 +61,24 @@ class Options:
     def given(self) -> Mapping[str, Any]:
         """The options that were given, by name; all others hold their defaults."""
         return {name: getattr(self, name) for name in sorted(self._given)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(Options):
+    """Where the videos are, and which of them are taken."""
+
+    root: Annotated[AnyPath | None, default("the folder of the list")] = None
+    """Folder that the entries of a list are relative to."""
+    media: Annotated[
+        tuple[Literal["videos", "images", "arrays"], ...], default("videos, else arrays, else images")
+    ] = ()
+    """What to take from folders; an image is a clip that stands still."""
+    subset: str = "train"
+    """Rows to take from lists that tell them apart: train, val, test, or all."""
+    checked: Annotated[AnyPath | None, default("none")] = None
+    """Report of `stmae check` on these videos, for leave_out."""
+    leave_out: Annotated[tuple[str, ...], default("none")] = ()
+    """Reasons in that report to leave videos out, such as unreadable static duplicate; missing: entries of lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +181,7 @@ class OptimizerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
+class PretrainOptions(SourceOptions, ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """Pre-train a video encoder on a folder of unlabelled videos.
 
     Takes any folder, of any depth, with any mix of video files. The same command again goes on where a stopped
@@ -170,11 +190,13 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     Examples:
 
         stmae pretrain videos/ --out runs/first
+        stmae pretrain train.csv --root videos/ --out runs/listed
+        stmae pretrain ours/ shards/ --weights 2 1 --out runs/both
         stmae pretrain videos/ --out runs/base --preset paper --model vit_base --batch-size 512
     """
 
-    videos: Positional[Source] = field(kw_only=False)
-    """Folder of videos (from Python also a tensor of clips or a Dataset of them)."""
+    videos: Positional[Source] = field(kw_only=False, metadata=SEVERAL)
+    """Folder, list, shards or their address; several too (from Python also a tensor of clips or a Dataset of them)."""
     out: AnyPath
     """The run's folder: made if missing; holding this run, the run goes on."""
     preset: str = "auto"
@@ -183,8 +205,16 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
     """YAML file with options, such as another run's config.yaml; flags go before it."""
     init: Annotated[str | None, default("none: start from random weights")] = None
     """Run or file to take weights from (a new run; to go on with a run, repeat its command)."""
+    weights: Annotated[tuple[float, ...] | None, default("1 each")] = None
+    """How many times each of several folders or lists is gone through in a pass: 2 for twice, 0.5 for half of it."""
+    order: Literal["global", "blocks"] = "global"
+    """Order of a pass: everything mixed, or a few shards at a time (for shards that lie far away)."""
     seed: int = 0
     """Everything random follows from this number."""
+    sampling: Literal["dense", "segments"] = "dense"
+    """Frames a stride apart, or one from each of as many equal parts of the whole video."""
+    value_range: Annotated[tuple[float, float] | None, default("all that the type holds; floats as they are")] = None
+    """Values of arrays that stand for black and white."""
     repeats: int = 4
     """Clips taken from a video each time it is opened (repeated sampling)."""
     crop_area: tuple[float, float] = (0.5, 1.0)
@@ -216,7 +246,7 @@ class PretrainOptions(ClipOptions, ModelOptions, OptimizerOptions, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructOptions(RunOptions):
+class ReconstructOptions(SourceOptions, RunOptions):
     """Show what a model paints back: original | masked | painted back, as GIF, MP4 and PNG.
 
     Beside the model's picture stand two baselines, predicting nothing (the visible patches' mean) and copying the
@@ -227,8 +257,8 @@ class ReconstructOptions(RunOptions):
         stmae reconstruct clip.mp4 --model runs/first --mask-ratio 0.9 0.95 0.98
     """
 
-    videos: Positional[Source] = field(kw_only=False)
-    """A video, a folder of them, or a run: its held-out videos."""
+    videos: Positional[Source] = field(kw_only=False, metadata=SEVERAL)
+    """A video, a folder, a list or shards; or a run: its held-out videos."""
     model: str
     """Run folder or weights file."""
     out: AnyPath = Path("reconstructions")
@@ -246,7 +276,7 @@ class ReconstructOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedOptions(RunOptions):
+class EmbedOptions(SourceOptions, RunOptions):
     """Write one row of features per video, or per window of it, as Parquet or NumPy file.
 
     Examples:
@@ -255,8 +285,8 @@ class EmbedOptions(RunOptions):
         stmae embed videos/ --model runs/first --out features.npz --window 2.0
     """
 
-    videos: Positional[Source] = field(kw_only=False)
-    """Folder of videos, one video, or a run: its held-out videos."""
+    videos: Positional[Source] = field(kw_only=False, metadata=SEVERAL)
+    """Folder, list, shards or one video; or a run: its held-out videos."""
     model: str
     """Run folder or weights file."""
     out: AnyPath
@@ -265,6 +295,8 @@ class EmbedOptions(RunOptions):
     """Seconds between windows: a row per window, with its times."""
     views: int = 1
     """Clips spread over a video whose features are averaged, where there are no windows."""
+    crops: Literal[1, 3] = 1
+    """Parts of the picture whose features are averaged too: its middle, or both ends as well."""
     batch_size: int = 8
     """Clips per step."""
     workers: Annotated[int | None, default("from the machine's cores")] = None
@@ -350,7 +382,7 @@ class ExportOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackOptions(Options):
+class PackOptions(SourceOptions):
     """Pack videos, images or arrays into tar shards: few large files in place of many, for sets of any size.
 
     The original bytes are stored, and training then takes the very clips that it takes from the files. With an option
@@ -364,7 +396,7 @@ class PackOptions(Options):
     """
 
     videos: Positional[Source] = field(kw_only=False)
-    """Folder of videos, or what else `stmae pretrain` takes."""
+    """Folder, list or shards."""
     out: AnyPath
     """Folder for the shards; made if missing."""
     keep_original: Annotated[bool, default("True, unless an option below asks for videos written anew")] = True

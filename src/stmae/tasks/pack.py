@@ -13,13 +13,13 @@ from stmae.data.encode import Recipe
 from stmae.data.packing import Order, Result
 from stmae.data.packing import pack as pack_source
 from stmae.data.shard_writer import Totals, to_json, write_whole
-from stmae.data.sources import Source, scan
+from stmae.data.sources import Source
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
 from stmae.tasks.options import PackOptions
 from stmae.tasks.task import task
 from stmae.tasks.values import size_in_bytes
-from stmae.tasks.videos import printable
+from stmae.tasks.videos import open_given, printable
 
 REPORT = "report.json"
 FAILURES = "report.csv"
@@ -37,7 +37,7 @@ def pack(options: PackOptions) -> Path:
     """
     recipe = recipe_of(options)
     with Log([Console()]) as log:
-        source = scan(options.videos)
+        source = open_given(options, log.message)
         workers = _cores() if options.workers is None else options.workers
         order = Order(source, str(options.videos), recipe, size_in_bytes(options.shard_size), workers)
         how = "their bytes as they are" if recipe is None else describe(recipe)

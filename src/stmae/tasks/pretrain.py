@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS
 from stmae.data.dataset import BadFile, Sample
+from stmae.data.frozen import save_index
 from stmae.data.loader import Batch, ClipLoader
-from stmae.data.names import Names
-from stmae.data.sources import Index, save_index
+from stmae.data.opening import paths_of
+from stmae.data.sources import TensorSource
 from stmae.data.workers import Verdict
 from stmae.engine.blocks import checkpoint_blocks, compile_blocks
 from stmae.engine.checkpoint import Checkpoints
@@ -46,7 +47,7 @@ from stmae.weights import step_folders
 
 # What a resumed run may have otherwise than it was begun with. The first changes nothing that is learnt; the second is
 # for going on for longer, or more gently after steps that went wrong: from there on another run than the one begun.
-UNSAID = {"videos", "out", "preset", "derived"}
+UNSAID = {"videos", "root", "out", "preset", "derived"}
 MAY_CHANGE = UNSAID | {
     "device", "workers", "accumulate", "parallel", "max_bad_share", "max_bad_steps", "save_every", "keep",
     "milestone_every", "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile",
@@ -81,11 +82,9 @@ def _begin(options: PretrainOptions, opened: contextlib.ExitStack) -> Setup:
     setup = Setup.of(options)
     run = opened.enter_context(RunFolder.open(setup.options.out))
     altered = run.settle_config(setup.saved(), MAY_CHANGE | STEERING, UNSAID)
-    if isinstance(setup.source, Index):
-        kept_out = setup.held_out or Index(setup.source.root, Names.of(()))
-        assert isinstance(kept_out, Index)
+    if not isinstance(setup.source, TensorSource):
         with disk_errors(run.path):
-            save_index(run.index, setup.source, kept_out)
+            save_index(run.index, setup.source, setup.held_out)
     return replace(setup, altered=tuple(altered))
 
 
@@ -95,8 +94,8 @@ def _train(setup: Setup, run: RunFolder, world: World) -> None:
     clock = setup.clock
     torch.manual_seed(options.seed)
     model = MaskedAutoencoder(config)
-    notes, warnings = [setup.changed], list[str]()  # what there is to say before the log is open
-    extras = {"model": as_dict(config), "clip": {"stride": options.stride}}
+    notes, warnings = [*setup.notes], list[str]()  # what there is to say before the log is open
+    extras = {"model": as_dict(config), "clip": clip_extras(options)}
     model.to(device)
     if options.init is not None and world.first(lambda: not step_folders(run.checkpoints)):
         notes.append(world.first(lambda: build.init_weights(model, str(options.init))))
@@ -188,7 +187,7 @@ def _train(setup: Setup, run: RunFolder, world: World) -> None:
                 picture_every=clock.interval(options.evaluate_every),
                 milestone_every=milestone_every,
                 max_bad_steps=options.max_bad_steps,
-                clips_per_epoch=len(setup.source),
+                clips_per_epoch=setup.epoch,
                 flops_per_clip=build.training_flops(config),
                 peak_flops=peak_flops(device, autocast),
             )
@@ -216,6 +215,16 @@ class News:
     verdicts: list[Verdict] = field(default_factory=list)
     shrunk: int = 0
     repeated: int = 0
+
+
+def clip_extras(options: PretrainOptions) -> dict[str, Any]:
+    """What other tasks need to know of a run's clips."""
+    clip: dict[str, Any] = {"stride": options.stride}
+    if options.sampling != "dense":
+        clip["sampling"] = options.sampling
+    if options.value_range is not None:
+        clip["value_range"] = list(options.value_range)
+    return clip
 
 
 class Pretraining(Task):
@@ -403,8 +412,8 @@ def farewell(run: RunFolder, options: PretrainOptions) -> str:
     """What was made, and the next commands, to be copied."""
     folder = shlex.quote(str(run.path))
     lines = [f"done: the encoder is {run.encoder}, the pictures are in {run.reconstructions}. Next:"]
-    if build.is_path(options.videos):
-        videos = shlex.quote(str(options.videos))
+    if paths_of(options.videos):
+        videos = " ".join(shlex.quote(str(path)) for path in paths_of(options.videos))
         lines += [
             f"  stmae reconstruct {folder} --model {folder} --out {folder}-pictures",
             f"  stmae embed {videos} --model {folder} --out features.parquet",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS, clip_key
 from stmae.data.dataset import FixedClips
-from stmae.data.media import Media
 from stmae.data.sources import Source, TensorSource
+from stmae.data.values import Values
 from stmae.data.video import DecodeError
-from stmae.data.views import Places, View, read_views, spread, starting
+from stmae.data.views import Places, View, read_views, starting
 from stmae.engine.log import Console, Log
 from stmae.engine.precision import computing
 from stmae.errors import UserError
@@ -28,7 +29,7 @@ from stmae.model.paint import Painting, Statistics, paint
 from stmae.tasks import build
 from stmae.tasks.options import ReconstructOptions
 from stmae.tasks.task import task
-from stmae.tasks.videos import none_readable, open_videos, printable, stride_of
+from stmae.tasks.videos import none_readable, open_videos, places_of, printable, stride_of
 
 
 @dataclass
@@ -70,7 +71,6 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
     device = build.pick_device(options.device)
     model, extras = load_with_extras(options.model)
     autoencoder = with_decoder(model, options.model).to(device)
-    source = open_videos(options.videos, autoencoder.config.encoder.clip)
     precision, _ = build.pick_precision(options.precision, device)
     ratios = tuple(dict.fromkeys(options.mask_ratio)) or (autoencoder.config.mask_ratio,)
     found, made = Reconstructions(), dict[float, list[dict[str, Scores]]]()
@@ -82,8 +82,9 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
         )
     folder.mkdir(parents=True, exist_ok=True)
     with build.cpu_threads(options.threads), Log([Console()]) as log:
+        source, values = open_videos(options, autoencoder.config.encoder.clip, extras, log.message)
         count = min(options.clips, len(source))
-        for clip in _clips(source, options, autoencoder, stride_of(extras), found, log):
+        for clip in _clips(source, values, options, autoencoder, extras, found, log):
             paintings = {
                 ratio: repaint(autoencoder, clip.pixels, clip.key, ratio, options.statistics, precision)
                 for ratio in ratios
@@ -147,15 +148,17 @@ def save(
 
 def _clips(
     source: Source,
+    values: Values,
     options: ReconstructOptions,
     model: MaskedAutoencoder,
-    stride: float,
+    extras: Mapping[str, Any],
     found: Reconstructions,
     log: Log,
 ) -> Iterator[_Clip]:
     """One clip of each of at most `options.clips` videos that can be read; notes the others in `found`."""
     config = model.config.encoder.clip
     size = (config.height, config.width)
+    stride = stride_of(extras)
     stems: set[str] = set()
     if isinstance(source, TensorSource):
         if options.start is not None:
@@ -167,13 +170,13 @@ def _clips(
             yield _Clip(f"clip {item}", f"clip-{item:04d}", sample.clips, sample.keys, times)
         return
     places = (
-        spread(config.frames, stride, 1) if options.start is None else starting(config.frames, stride, options.start)
+        places_of(extras, config.frames, 1) if options.start is None else starting(config.frames, stride, options.start)
     )
     for item in _order(len(source), options.clips):
         if len(found.videos) == options.clips:
             return
         path = source.name(item)
-        view = _middle(source.media(item), places, size, options.start, log)
+        view = _middle(source, item, places, size, values, options.start, log)
         if isinstance(view, str):
             found.bad[path] = view
             continue
@@ -181,19 +184,22 @@ def _clips(
         yield _Clip(path, _free(Path(path).stem, stems), view.clip[None], key, view.times)
 
 
-def _middle(media: Media, places: Places, size: tuple[int, int], start: float | None, log: Log) -> View | str:
+def _middle(
+    source: Source, item: int, places: Places, size: tuple[int, int], values: Values, start: float | None, log: Log
+) -> View | str:
     """The clip of a video, or why there is none."""
     views: list[View] = []
+    name = printable(Path(source.name(item)).name)
     try:
-        end = read_views(media, places, image_size=size, give=views.append)
+        end = read_views(source.media(item), places, image_size=size, give=views.append, values=values)
     except DecodeError as error:
         return error.reason
     if start is not None and start >= end.duration:
         return f"it ends at {end.duration:.2f} s, before the start {start:g} s"
     if end.damage:
-        log.warning(f"{printable(Path(media.name).name)} can be read up to {end.duration:.2f} s only: {end.damage}")
+        log.warning(f"{name} can be read up to {end.duration:.2f} s only: {end.damage}")
     if end.shrunk:
-        log.message(f"{printable(Path(media.name).name)} is shorter than a clip: its frames are taken closer together.")
+        log.message(f"{name} is shorter than a clip: its frames are taken closer together.")
     return views[-1]
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from stmae.data.dataset import FixedClips, VideoClips
-from stmae.data.sources import Index, Source, TensorSource, index_changes, load_index, scan, split
+from stmae.data.frozen import index_changes, load_index
+from stmae.data.opening import paths_of
+from stmae.data.sources import Mixture, Source, TensorSource, is_shards, parts_of, split
+from stmae.data.values import Values, values_of
 from stmae.durations import Clock
 from stmae.engine.blocks import pick_compile
 from stmae.engine.distributed import World
@@ -24,6 +27,7 @@ from stmae.tasks import build
 from stmae.tasks.checks import check
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.task import bind, resolve
+from stmae.tasks.videos import open_given
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Setup:
     Attributes:
         options: with every value settled.
         source, held_out: the videos to train on and those kept out (maybe none).
+        values: what their pixels are.
         why: the reason for the precision.
-        changed: what changed in the folder since the run began; empty for nothing.
+        notes: what there is to say about the source, such as what changed since the run began.
         altered: a line for each option that the run had otherwise when it was last started.
     """
 
@@ -43,9 +48,10 @@ class Setup:
     plan: build.Plan
     source: Source
     held_out: Source | None
+    values: Values
     device: torch.device
     why: str
-    changed: str
+    notes: tuple[str, ...]
     altered: tuple[str, ...] = ()
 
     @classmethod
@@ -57,18 +63,28 @@ class Setup:
         """
         device = build.pick_device(options.device, many=True)
         asked = set(options.given)  # by the caller: what a preset or an earlier run says is no request
-        found: Source = scan(options.videos) if build.is_path(options.videos) else TensorSource(options.videos)
+        options = lent(options)
+        notes = list[str]()
+        found = open_given(options, notes.append)
         options, why = settle(options, device, len(found))
         source, held_out, changed = part(found, options)
-        channels, (frames, *size) = clip_shape(options, source, asked)
+        values = Values() if isinstance(source, TensorSource) else values_of(source, options.value_range)
+        channels, (frames, *size) = clip_shape(options, source, values, asked)
         config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
-        plan = build.Plan.of(options, len(source))
-        return cls(options, config, plan, source, held_out, device, why, changed)
+        values = replace(values, mean=config.encoder.clip.mean, std=config.encoder.clip.std)
+        plan = build.Plan.of(options, slots_of(source))
+        notes += [changed] if changed else []
+        return cls(options, config, plan, source, held_out, values, device, why, tuple(notes))
 
     @property
     def videos(self) -> int:
         """Videos in all."""
         return len(self.source) + self.kept_out
+
+    @property
+    def epoch(self) -> int:
+        """Videos in a pass: all of them once, or as often as their weights say."""
+        return slots_of(self.source)
 
     @property
     def kept_out(self) -> int:
@@ -85,7 +101,8 @@ class Setup:
         values = asdict(replace(self.options, videos=None))
         del values["config"]  # what it brought stands in the values
         videos = self.options.videos
-        values["videos"] = str(videos) if build.is_path(videos) else type(videos).__name__
+        names = [str(path) for path in paths_of(videos)]
+        values["videos"] = type(videos).__name__ if not names else names[0] if len(names) == 1 else names
         return values | {"derived": asdict(self.plan) | {"videos": len(self.source), "held_out": self.kept_out}}
 
     def describe(self, log: Log, world: World, parallel: tuple[str, str]) -> None:
@@ -121,10 +138,13 @@ class Setup:
     @property
     def clock(self) -> Clock:
         """What turns durations into steps."""
-        return Clock(self.options.batch_size, len(self.source), self.plan.steps)
+        return Clock(self.options.batch_size, self.epoch, self.plan.steps)
 
     def training_clips(self) -> VideoClips:
         clip, options = self.config.encoder.clip, self.options
+        for source in filter(is_shards, parts_of(self.source)):
+            # A pass that goes through shards one by one needs all of each; one that jumps about needs single videos.
+            source.fetch_whole = options.order == "blocks"  # type: ignore[attr-defined]
         return VideoClips(
             self.source,
             frames=clip.frames,
@@ -135,6 +155,9 @@ class Setup:
             crop_area=options.crop_area,
             crop_aspect=options.crop_aspect,
             flip=options.flip,
+            order=options.order,
+            sampling=options.sampling,
+            values=self.values,
         )
 
     def judged_clips(self) -> FixedClips:
@@ -146,6 +169,8 @@ class Setup:
             stride=options.stride,
             image_size=(clip.height, clip.width),
             seed=options.seed,
+            sampling=options.sampling,
+            values=self.values,
         )
 
 
@@ -164,21 +189,27 @@ def part(found: Source, options: PretrainOptions) -> tuple[Source, Source | None
         count = begun.get("videos", len(found)) + begun.get("held_out", 0)
         if count != len(found):
             raise UserError(f'the run in "{run.path}" was begun with {count} clips, and {len(found)} are given.', other)
-    if not (isinstance(found, Index) and run.exists and run.index.exists()):
+    if isinstance(found, TensorSource) or not (run.exists and run.index.exists()):
         return *_split(found, options.holdout), ""
-    training, kept_out = load_index(run.index, found.root)
-    begun_with = [*training.paths, *kept_out.paths]
-    added, removed = index_changes(begun_with, found.paths)
-    if len(removed) == len(begun_with):
+    training, kept_out = load_index(run.index, found, options.weights)
+    added, removed = index_changes((training, kept_out), found)
+    begun_with = len(training) + len(kept_out)
+    if removed and len(removed) == begun_with:
         raise UserError(
-            f'the run in "{run.path}" was begun with other videos: none of its {len(removed)} is in "{found.root}".',
+            f'the run in "{run.path}" was begun with other videos: none of its {begun_with} is in "{found.root}".',
             other,
         )
     return training, kept_out if len(kept_out) else None, _changes(added, removed)
 
 
 def _split(source: Source, holdout: float) -> tuple[Source, Source | None]:
-    return split(source, holdout) if holdout > 0 and len(source) > 1 else (source, None)
+    training, kept_out = split(source, holdout)
+    return training, kept_out if len(kept_out) else None
+
+
+def slots_of(source: Source) -> int:
+    """Slots in a pass."""
+    return sum(source.slots) if isinstance(source, Mixture) else len(source)
 
 
 def _changes(added: list[str], removed: list[str]) -> str:
@@ -190,35 +221,41 @@ def _changes(added: list[str], removed: list[str]) -> str:
     return f"the folder changed since the run began: {'; '.join(parts)}. The run keeps its own index." if parts else ""
 
 
-def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple[PretrainOptions, str]:
-    """All values, and why the precision is what it is.
+def lent(options: PretrainOptions) -> PretrainOptions:
+    """The options; a run that is there lends its own values where none are given.
 
-    A run that is there lends its own values where none are given, a new one takes those of its preset.
+    Raises:
+        UserError: the run was begun with another preset.
     """
     run = RunFolder(options.out)
-    if run.exists:
-        saved = {name: value for name, value in read_config(run.config).items() if name != "derived"}
-        if "preset" in options.given and options.preset != saved.get("preset", options.preset):
-            raise UserError(
-                f'the run in "{run.path}" was begun with preset "{saved["preset"]}", not "{options.preset}".',
-                "Leave it out to go on with the run, or choose another --out for a new run.",
-            )
-        given = dict(options.given)
-        if (
-            options.precision == "auto"
-        ):  # perhaps measured when the run began; another measurement may come out otherwise
-            given.pop("precision", None)
-        if given.get("epochs", saved.get("epochs")) != saved.get("epochs"):  # a longer run is not warmed up anew
-            saved["warmup"] = f"{read_config(run.config)['derived']['warmup_steps']} steps"
-        options = bind(PretrainOptions, (), {**saved, **given})
-    else:
+    if not run.exists:
+        return options
+    saved = {name: value for name, value in read_config(run.config).items() if name != "derived"}
+    if "preset" in options.given and options.preset != saved.get("preset", options.preset):
+        raise UserError(
+            f'the run in "{run.path}" was begun with preset "{saved["preset"]}", not "{options.preset}".',
+            "Leave it out to go on with the run, or choose another --out for a new run.",
+        )
+    given = dict(options.given)
+    if options.precision == "auto":  # perhaps measured when the run began; another measurement may come out otherwise
+        given.pop("precision", None)
+    if given.get("epochs", saved.get("epochs")) != saved.get("epochs"):  # a longer run is not warmed up anew
+        saved["warmup"] = f"{read_config(run.config)['derived']['warmup_steps']} steps"
+    return bind(PretrainOptions, (), {**saved, **given})
+
+
+def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple[PretrainOptions, str]:
+    """All values, and why the precision is what it is; a new run takes those that are not given from its preset."""
+    if not RunFolder(options.out).exists:
         options = resolve(options, Facts(videos=videos, device=device.type))
     check(options)
     precision, why = build.pick_precision(options.precision, device)
     return replace(options, precision=precision), why
 
 
-def clip_shape(options: PretrainOptions, source: Source, asked: set[str]) -> tuple[int, tuple[int, int, int]]:
+def clip_shape(
+    options: PretrainOptions, source: Source, values: Values, asked: set[str]
+) -> tuple[int, tuple[int, int, int]]:
     """Channels, and (frames, height, width) of the clips: a tensor source brings its own.
 
     Raises:
@@ -226,7 +263,7 @@ def clip_shape(options: PretrainOptions, source: Source, asked: set[str]) -> tup
     """
     wanted = (options.frames, options.image_size, options.image_size)
     if not isinstance(source, TensorSource):
-        return 3, wanted
+        return values.channels, wanted
     channels, *shape = source.shape
     differs = [name for name, place in (("frames", 0), ("image_size", 1)) if wanted[place] != shape[place]]
     named = " and ".join(name for name in differs if name in asked)

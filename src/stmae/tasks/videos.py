@@ -7,32 +7,72 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stmae.data.names import Names
-from stmae.data.sources import Index, TensorSource, load_index, scan
+from stmae.data.frozen import load_index
+from stmae.data.opening import Say, open_source, paths_of
+from stmae.data.sources import Source, TensorSource
+from stmae.data.values import Values, values_of
+from stmae.data.views import Places, segments, spread
 from stmae.errors import UserError
 from stmae.model.config import ClipConfig
 from stmae.runs import RunFolder
-from stmae.tasks.build import is_path
+from stmae.tasks.options import SourceOptions
 
 
-def open_videos(videos: Any, clip: ClipConfig) -> Index | TensorSource:
-    """A folder, a video, a run's held-out videos (those it trained on, if it held none out), or clips from Python.
+def open_videos(options: SourceOptions, clip: ClipConfig, extras: Mapping[str, Any], say: Say) -> tuple[Source, Values]:
+    """What the options name: files, lists, shards, a run's held-out videos (those it trained on, if it held none out),
+    or clips from Python; and what their pixels are to a model.
+
+    Args:
+        options: with `videos`.
+        clip: that the model takes.
+        extras: what the model's weights say of its clips.
+        say: is told what is left out.
 
     Raises:
-        UserError: nothing to read there, or a model whose clips have not the 3 channels of videos.
+        UserError: nothing to read there, or a model whose clips have other channels.
     """
-    if not is_path(videos):
-        return TensorSource(videos)
-    if clip.channels != 3:
+    source = _source(options, say)
+    if isinstance(source, TensorSource):
+        return source, Values()
+    value_range = extras.get("clip", {}).get("value_range")
+    values = values_of(source, tuple(value_range) if value_range else None, clip.mean, clip.std)
+    if values.channels != clip.channels:
         raise UserError(
-            f"the model takes clips of {clip.channels} channels; video files have 3.", "Give the clips from Python."
+            f"the model takes clips of {clip.channels} channels; these have {values.channels}.",
+            "Give clips like those that it was trained on.",
         )
-    path = Path(videos).expanduser().absolute()
-    run = RunFolder(path)
-    if run.exists and run.index.exists():
-        training, held_out = load_index(run.index)
-        return held_out if len(held_out) else training
-    return scan(path) if path.is_dir() else Index(path.parent, Names.of([path.name]))
+    return source, values
+
+
+def _source(options: SourceOptions, say: Say) -> Source:
+    videos = options.videos  # type: ignore[attr-defined]
+    if len(paths_of(videos)) == 1:
+        run = RunFolder(Path(paths_of(videos)[0]).expanduser().absolute())
+        if run.exists and run.index.exists():
+            training, held_out = load_index(run.index)
+            return held_out if len(held_out) else training
+    return open_given(options, say)
+
+
+def open_given(options: SourceOptions, say: Say) -> Source:
+    """The source that the options of a task name, which has `videos` and may have `weights`."""
+    return open_source(
+        options.videos,  # type: ignore[attr-defined]
+        weights=getattr(options, "weights", None),
+        root=options.root,
+        media=options.media,
+        subset=options.subset,
+        checked=options.checked,
+        leave_out=options.leave_out,
+        say=say,
+    )
+
+
+def places_of(extras: Mapping[str, Any], frames: int, count: int) -> Places:
+    """`count` test clips, sampled as a run sampled its own."""
+    if extras.get("clip", {}).get("sampling") == "segments":
+        return segments(frames, count)
+    return spread(frames, stride_of(extras), count)
 
 
 def stride_of(extras: Mapping[str, Any]) -> float:
