@@ -3,9 +3,9 @@
     python benchmarks/memory.py --clips 20000 --workers 2
 
 Makes a folder of small videos, some of them damaged (or takes --videos), loads batches of clips from it, and notes the
-memory every few hundred clips: the sum of `Pss` in smaps_rollup over the worker processes, and this process's. After a
-warm-up of a fifth, a line is fitted; its slope is given with a 95 % confidence interval (of block means, since
-neighbouring readings are alike). Writes memory.md, memory.png and memory.json to docs/results.
+memory every few hundred clips: `Pss_Anon` + `Pss_Shmem` of smaps_rollup, summed over the worker processes, and this
+process's. After a warm-up of a fifth, a line is fitted; its slope is given with a 95 % confidence interval (of block
+means, since neighbouring readings are alike). Writes memory.md, memory.png and memory.json to docs/results.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ T_95 = 2.306  # Student's t for BLOCKS - 2 degrees of freedom, two-sided
 
 
 def pss(pids: list[int]) -> float:
-    """MiB of several processes, memory that they share counted once."""
+    """MiB of several processes, memory that they share counted once; without the pages of program files, whose share
+    changes with whatever else runs on the machine and maps the same libraries.
+    """
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                 total += int(line.split()[1])
     return total / 1024
 
@@ -94,7 +96,7 @@ def write(result: dict[str, Any], options: argparse.Namespace) -> str:
         axes.plot(result["clips"], result[name]["values"], label=shown, linewidth=1)
     axes.axvline(result["warm_up"], color="0.7", linestyle=":", linewidth=1)
     axes.set_xlabel("clips loaded")
-    axes.set_ylabel("proportional set size, MiB")
+    axes.set_ylabel("MiB, without program files")
     axes.set_ylim(bottom=0)
     axes.legend()
     options.out.mkdir(parents=True, exist_ok=True)
