@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.ema import Ema
-from stmae.engine.log import Log, MetricsFile, Sink
+from stmae.engine.log import Log, MetricsFile, Sink, TensorBoard
 from stmae.engine.loop import StepResult, Task, train
 from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
 from stmae.engine.precision import LossScale
@@ -133,6 +133,7 @@ def toy_run(
     warmup: int = 2,
     dropout: float = 0.1,
     keep: int = 3,
+    tensorboard: bool = False,
     ema: float | None = None,
     fp16: bool = False,
     end: int | None = None,
@@ -160,6 +161,8 @@ def toy_run(
             start = checkpoints.resume()
             folder.mkdir(exist_ok=True)
             log.sinks[1:] = [MetricsFile(folder / "metrics.jsonl", start.step)]
+            if tensorboard:
+                log.sinks.append(TensorBoard(folder / "tensorboard", start.step))
         trained = Trained(task(model), optimizer, memory, checkpoints, start, more)
         if train_it:
             trained.end = train(
