@@ -75,3 +75,18 @@ def test_memory(tmp_path: Path) -> None:
     assert abs(report["workers"]["slope"]) < 100  # MiB per 1,000 clips: every frame of them kept would be more
     assert (tmp_path / "memory.png").stat().st_size > 5000
     assert "95 % interval" in (tmp_path / "memory.md").read_text()
+
+
+@pytest.mark.slow
+def test_check_quality(videos, tmp_path):
+    (tmp_path / "truth.csv").write_text("first,second\nscene-000.mp4,scene-001.webm\n")
+    command = [sys.executable, "benchmarks/check_quality.py", "--videos", str(videos), "--sample", "2"]
+    command += ["--workers", "2", "--out", str(tmp_path), "--truth", str(tmp_path / "truth.csv")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert report["copies"]["MPEG-4 in AVI"]["all"] == [2, 2]
+    assert report["truth"] == {"pairs": 1, "found": 0}
+    assert report["cuts"]["joints"][1] == 1
+    assert report["packed"]["bytes_per_second"] > 0
+    assert report["command"] in (tmp_path / "check.md").read_text()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stmae.tasks.embed import embed as embed
     from stmae.tasks.export import export as export
     from stmae.tasks.pack import pack as pack
+    from stmae.tasks.plan import plan as plan
     from stmae.tasks.pretrain import pretrain as pretrain
     from stmae.tasks.reconstruct import reconstruct as reconstruct
 
@@ -41,6 +42,7 @@ _HOME = {
     "load": "stmae.interop",
     "load_reference": "stmae.interop",
     "pack": "stmae.tasks.pack",
+    "plan": "stmae.tasks.plan",
     "pretrain": "stmae.tasks.pretrain",
     "reconstruct": "stmae.tasks.reconstruct",
     "save_reference": "stmae.interop",
@@ -59,6 +61,7 @@ __all__ = [
     "load",
     "load_reference",
     "pack",
+    "plan",
     "pretrain",
     "reconstruct",
     "save_reference",

@@ -26,6 +26,7 @@ from stmae.tasks.options import (
     OptimizerOptions,
     Options,
     PackOptions,
+    PlanOptions,
     PretrainOptions,
     ReconstructOptions,
     RunOptions,
@@ -302,6 +303,51 @@ def check_pack(options: PackOptions, problems: Problems) -> None:
         problems.extend(error)
 
 
+def check_plan(options: PlanOptions, problems: Problems) -> None:
+    """Everything `stmae plan` can refuse before it measures."""
+    try:
+        if count_of(options.videos) is None:
+            _folder_of_videos(options.videos, problems)
+    except UserError as error:
+        problems.extend(error)
+    _at_least(options, ("gpus", "repeats", "frames", "image_size"), 1, problems)
+    if options.cores is not None:
+        _at_least(options, ("cores",), 1, problems)
+    _known("model", options.model, MODELS, problems)
+    units = {
+        "step_rate": "clips per second",
+        "load_rate": "clips per second",
+        "seconds": "seconds",
+        "packed_kilobytes": "kilobytes for a second of video",
+        "shard_gigabytes": "10^9 bytes",
+        "epochs": "clips from each video",
+        "stride": "frames of a 30 fps clock",
+        "measure_seconds": "seconds",
+    }
+    for name, unit in units.items():
+        if getattr(options, name) is not None:
+            _positive(name, getattr(options, name), f"Its unit is {unit}.", problems)
+
+
+def count_of(text: str) -> int | None:
+    """A number of videos as people write it (250000, 1e6, 10M, 1_000_000); None for what is a path.
+
+    Raises:
+        UserError: a number that is none of videos.
+    """
+    digits = text.strip().replace("_", "").replace(",", "")
+    factor = {"k": 1e3, "m": 1e6, "b": 1e9}.get(digits[-1:].lower(), 1.0)
+    try:
+        number = float(digits[:-1] if factor > 1 else digits) * factor
+    except ValueError:
+        return None
+    if Path(text).expanduser().exists():
+        return None
+    if not (1 <= number < 1e12 and number == int(number)):
+        raise UserError(f"videos {text} is no number of videos.", "Give one from 1, such as 250000, 1e6 or 10M.")
+    return int(number)
+
+
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
@@ -317,6 +363,7 @@ CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
     ConvertOptions: check_convert,
     CheckOptions: check_check,
     PackOptions: check_pack,
+    PlanOptions: check_plan,
     DemoOptions: check_demo,
     ExportOptions: check_export,
 }

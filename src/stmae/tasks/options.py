@@ -423,6 +423,51 @@ class PackOptions(SourceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """Work out what a pre-training will take: bytes, shards, cores, hours, and whether loading or computing limits it.
+
+    What is not given is measured here and now, on one core and the best device, in about a minute; each number says
+    where it came from.
+
+    Examples:
+
+        stmae plan videos/ --gpus 8 --cores 16 --step-rate 400
+        stmae plan 10M --seconds 10 --gpus 64 --cores 12 --step-rate 400 --load-rate 40
+    """
+
+    videos: Positional[str] = field(kw_only=False)
+    """Folder of videos, or how many there are: 250000, 1e6, 10M."""
+    gpus: int = 8
+    """GPUs that train together."""
+    cores: Annotated[int | None, default("this machine's")] = None
+    """Cores that load for each GPU."""
+    step_rate: Annotated[float | None, default("measured on the best device here")] = None
+    """Clips per second that one GPU trains on."""
+    load_rate: Annotated[float | None, default("measured on one core")] = None
+    """Clips per second that one core loads, at the given repeats, as `stmae check` measures it."""
+    seconds: Annotated[float | None, default("measured; 10 without a folder")] = None
+    """Mean duration of a video."""
+    packed_kilobytes: Annotated[float | None, default("measured on a few of the videos")] = None
+    """Kilobytes (1000 bytes) that a second of packed video takes."""
+    shard_gigabytes: float = 0.256
+    """Size of a shard, in gigabytes (10^9 bytes); `stmae pack` makes them of 0.256."""
+    epochs: float = 800.0
+    """Effective epochs: how many clips are taken from each video in all."""
+    repeats: int = 4
+    """Clips taken from a video each time it is opened."""
+    frames: int = 16
+    """Frames in a clip."""
+    stride: float = 4.0
+    """Distance between frames of a clip, in frames of a nominal 30 fps clock."""
+    image_size: int = 224
+    """Height and width of a clip, in pixels."""
+    model: str = "vit_large"
+    """Size of the encoder, for measuring the step rate."""
+    measure_seconds: float = 3.0
+    """How long each measurement of loading takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
     """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
 
