@@ -133,3 +133,10 @@ def test_mistakes_are_told_together(tmp_path: Path) -> None:
 
 def test_histograms_leave_out_empty_bins() -> None:
     assert histogram([1, 2, 2.5, 99], (0, 2, 5, 10)) == [("below 2", 1), ("2 to 5", 2), ("10 and more", 1)]
+
+
+def test_clips_from_python_are_no_files() -> None:
+    import torch
+
+    with pytest.raises(UserError, match="no files that could be checked"):
+        stmae.check(torch.zeros(2, 3, 2, 8, 8, dtype=torch.uint8))

@@ -14,7 +14,7 @@ from stmae.data.copies import Pair, find_copies
 from stmae.data.media import Media
 from stmae.data.opening import open_source
 from stmae.data.processes import Lost, each
-from stmae.data.sources import Source
+from stmae.data.sources import Source, TensorSource
 from stmae.data.survey import STATIC, Facts, survey
 from stmae.data.tracks import Tracks
 from stmae.errors import UserError
@@ -112,7 +112,10 @@ def check(options: CheckOptions) -> Findings:
 
 def open_items(what: Any) -> Source:
     """A source, as for training."""
-    return open_source(what)
+    source = open_source(what)
+    if isinstance(source, TensorSource):
+        raise UserError("clips from Python are no files that could be checked.", "Give a folder, a list or shards.")
+    return source
 
 
 def default_workers() -> int:

@@ -307,7 +307,7 @@ def check_plan(options: PlanOptions, problems: Problems) -> None:
     """Everything `stmae plan` can refuse before it measures."""
     try:
         if count_of(options.videos) is None:
-            _folder_of_videos(options.videos, problems)
+            check_places(options.videos, problems)
     except UserError as error:
         problems.extend(error)
     _at_least(options, ("gpus", "repeats", "frames", "image_size"), 1, problems)

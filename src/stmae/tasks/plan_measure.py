@@ -16,6 +16,7 @@ import torch
 from stmae.data.container import open_video, video_stream
 from stmae.data.media import Media
 from stmae.data.names import encoded
+from stmae.data.opening import open_source
 from stmae.data.sources import Source, names_of, scan
 from stmae.data.survey import Facts, survey
 from stmae.data.synthetic import write_video, write_videos
@@ -56,7 +57,7 @@ class Sample:
         Raises:
             UserError: none of them can be read.
         """
-        source = scan(options.videos)
+        source = open_source(options.videos)
         items = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
         facts: list[tuple[int, Facts]] = [(int(item), survey(source.media(int(item)), 0.1)) for item in items]
         readable = [(item, found) for item, found in facts if not found.reason]
