@@ -46,7 +46,7 @@ def _result(console: Console, forecast: Forecast, options: PlanOptions) -> None:
         verdict = f"Computing is the limit: {need} are enough."
     console.print(Text(verdict, style="bold"), soft_wrap=True)
     console.print(
-        f"{forecast.rate:,.0f} clips/s in all: {duration(3600 * forecast.epoch_hours)} for an effective epoch,"
+        f"{_rate(forecast.rate)} clips/s in all: {duration(3600 * forecast.epoch_hours)} for an effective epoch,"
         f" {duration(3600 * forecast.hours)} for all {options.epochs:g}.",
         soft_wrap=True,
     )
@@ -81,3 +81,7 @@ def _changes(console: Console, forecast: Forecast, options: PlanOptions) -> None
 
 def _own_cores(options: PlanOptions) -> int:
     return options.cores if options.cores is not None else own_cores()
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
