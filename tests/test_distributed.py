@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -221,3 +222,87 @@ def test_a_lost_process_ends_all_with_the_reason_in_bounded_time(outcome: Outcom
     assert failed["seconds"] < 20
     assert killed["seconds"] < 20
     assert hangs["seconds"] < 20
+
+
+# The command
+
+
+def words(videos: Path, out: Path, **options: Any) -> list[str]:
+    """`stmae pretrain` as a command line."""
+    values = {
+        "model": "vit_tiny", "frames": 4, "image_size": 32, "patch": "2 16 16", "target": "pixels", "decoder_width": 32,
+        "decoder_depth": 1, "decoder_heads": 2, "epochs": 24, "batch_size": 8, "repeats": 2, "lr": 1e-3, "clip_grad": 1,
+        "workers": 0, "precision": "fp32", "log_every": 1, "evaluate_every": 8, "save_every": 4, "holdout": 0.2,
+        "device": "cpu", "threads": 1, **options,
+    }  # fmt: skip
+    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", *str(value).split())]
+    return ["-m", "stmae", "pretrain", str(videos), "--out", str(out), *flags]
+
+
+def lines_of(run: Path, *names: str) -> list[list[float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[line[name] for name in names] for line in lines if all(name in line for name in names)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def alone(videos: Path, out: Path) -> Path:
+    command = [sys.executable, *words(videos, out)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_srun_trains_as_one_process_does(videos: Path, tmp_path: Path) -> None:
+    """Slurm itself is not here: two processes with the environment that srun gives to two tasks on one node."""
+    port, job = free_ports(1)[0], {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    job |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, *words(videos, tmp_path / "two", parallel="fsdp")],
+            env=environment(**job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), MASTER_PORT=str(port)),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    one = alone(videos, tmp_path / "one")
+    said = [task.communicate(timeout=200)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "processes" in said[0]
+    assert "2, fsdp (as asked)" in said[0]
+    assert said[1] == "", "only rank 0 speaks"
+    for name in ("loss", "grad_norm", "held_out_loss", "epoch"):
+        once, twice = lines_of(one, "step", name), lines_of(tmp_path / "two", "step", name)
+        assert len(once) > 1
+        assert twice == [pytest.approx(line, rel=1e-3) for line in once]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_after_a_process_was_killed_and_goes_on_exactly(videos: Path, tmp_path: Path) -> None:
+    def start(out: Path) -> subprocess.Popen[str]:
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+        command = [sys.executable, *launcher, "--master-port", str(free_ports(1)[0]), *words(videos, out)]
+        return subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )  # fmt: skip
+
+    whole, broken = start(tmp_path / "whole"), start(tmp_path / "broken")
+    deadline = time.monotonic() + 150
+    while not (tmp_path / "broken" / "checkpoints" / "step-000004").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = Path(f"/proc/{broken.pid}/task/{broken.pid}/children").read_text().split()
+    second = next(pid for pid in children if b"LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(int(second), signal.SIGKILL)
+    said = broken.communicate(timeout=250)[0]
+    assert broken.returncode == 0, said
+    assert "rank 0 cannot go on: rank 1 is gone" in said
+    assert "going on from step" in said
+    assert whole.wait(200) == 0
+    losses = lines_of(tmp_path / "whole", "step", "loss")
+    assert lines_of(tmp_path / "broken", "step", "loss") == losses
+    assert [step for step, _ in losses] == list(range(1, len(losses) + 1))
+    saved = [tmp_path / name / "encoder.safetensors" for name in ("whole", "broken")]
+    assert saved[0].read_bytes() == saved[1].read_bytes()

@@ -153,7 +153,7 @@ def train(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     meter = Meter(device, position.counters, clips_per_epoch, flops_per_clip, peak_flops, world)
     spikes = Spikes()
-    with StopSignals() as stop, checkpoints or contextlib.nullcontext():
+    with StopSignals(many=world.size > 1) as stop, checkpoints or contextlib.nullcontext():
         _smoke_test(task, position.step, log, evaluate_every, picture_every)
         if checkpoints and checkpoints.saved_step is None:
             checkpoints.save(position)  # to go back to; and whether there is room for one shows in the first minute

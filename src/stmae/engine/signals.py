@@ -35,10 +35,14 @@ class StopSignals:
     """While open, the first of `SIGNALS` is noted, for the loop to end in order; a second SIGINT interrupts.
 
     `received` may change at any moment: the loop looks at it once in a step, and asks the other processes too.
+
+    Args:
+        many: whether this is one of several processes. Then, once an error of the connection ends the loop, signals do
+            nothing more: a launcher sends SIGTERM to those that are left, which have yet to say what happened.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, many: bool = False) -> None:
+        self.received, self.many, self.over = 0, many, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -48,12 +52,17 @@ class StopSignals:
         return self
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.over:
+            return
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signum
         # Not through the log: its locks may be held by the very code that this handler interrupted.
         os.write(2, b"\nfinishing this step, then saving; Ctrl-C once more leaves at once, unsaved\n")
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.over = self.many and kind is not None and issubclass(kind, RuntimeError)
+        if self.over:
+            return
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
