@@ -21,6 +21,7 @@ from torch import Tensor
 from stmae.engine.distributed import ALONE
 from stmae.engine.launch import Launch, find, first_host
 from stmae.errors import UserError
+from stmae.tasks import doctor
 
 # Who am I
 
@@ -74,6 +75,32 @@ def test_slurms_environment() -> None:
 )  # fmt: skip
 def test_the_first_host_of_slurms_list(hosts: str, first: str) -> None:
     assert first_host(hosts) == first
+
+
+def test_doctor_sees_what_keeps_processes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def advice(**variables: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "ib0")])
+            patch.setattr(socket, "gethostbyname", lambda name: variables.pop("address", "10.0.0.7"))
+            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "WORLD_SIZE", "RANK"):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                if name != "address":
+                    patch.setenv(name, value)
+            report = doctor.Report()
+            doctor._cluster(report)
+        return " ".join(part for pair in report.advice for part in pair)
+
+    assert advice() == ""
+    assert advice(address="127.0.1.1") == ""
+    assert "Set GLOO_SOCKET_IFNAME" in advice(address="127.0.1.1", SLURM_JOB_NUM_NODES="2")
+    assert advice(address="127.0.1.1", SLURM_JOB_NUM_NODES="2", GLOO_SOCKET_IFNAME="eth0") == ""
+    assert "names eth1, which this host lacks" in advice(GLOO_SOCKET_IFNAME="eth1")
+    assert "names wlan" in advice(NCCL_SOCKET_IFNAME="wlan,eth")
+    assert advice(NCCL_SOCKET_IFNAME="ib,eth") == advice(NCCL_SOCKET_IFNAME="^docker") == ""
+    assert "Put srun before" in advice(SLURM_NTASKS="4", SLURM_PROCID="0")
+    assert advice(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_STEP_ID="0", SLURM_JOB_NODELIST="a") == ""
+    assert "RANK is missing" in advice(WORLD_SIZE="2")
 
 
 # Together

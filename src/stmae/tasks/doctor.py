@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -18,7 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from stmae.data.synthetic import write_videos
-from stmae.errors import Problems
+from stmae.engine.launch import Launch, find
+from stmae.errors import Problems, UserError
 from stmae.tasks.options import DoctorOptions
 from stmae.tasks.task import task
 
@@ -55,7 +57,7 @@ def doctor(options: DoctorOptions) -> Report:
         UserError: something that every run needs does not work here; says what, and how to get it.
     """
     report = Report()
-    for look in (_versions, _devices, _processor, _videos, _system):
+    for look in (_versions, _devices, _processor, _videos, _system, _cluster):
         look(report)
     _show(report)
     problems = Problems()
@@ -163,8 +165,8 @@ def _system(report: Report) -> None:
         if shared.free < GIB / 2:
             report.advice.append(
                 (
-                    f"/dev/shm has {shared.free / 2**20:.0f} MiB free; clips reach the training process through it.",
-                    "In a container, start it with `--shm-size=8g`; else use `--workers 0`.",
+                    f"/dev/shm has {shared.free / 2**20:.0f} MiB free; GPUs of one host exchange gradients through it.",
+                    "In a container that trains on several, start it with `--shm-size=8g`.",
                 )
             )
     if sys.platform != "win32":
@@ -174,6 +176,60 @@ def _system(report: Report) -> None:
         report.add("system", "open files", f"{soft} at once (up to {hard})")
         if soft < 1024:
             report.advice.append((f"Only {soft} files may be open at once.", "Run `ulimit -n 4096` before."))
+
+
+def _cluster(report: Report) -> None:
+    """What several processes need: their places, a way to talk, and a network that leads to other hosts."""
+    launch = Launch()
+    try:
+        launch = find()
+        place = f"rank {launch.rank} of {launch.size}, by {launch.by}" if launch.size > 1 else "one process"
+        report.add("cluster", "this process", place)
+    except UserError as error:
+        report.advice += error.problems
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if tasks.isdigit() and int(tasks) > 1 and "SLURM_STEP_ID" not in os.environ:
+        said = f"Slurm gave this job {tasks} tasks, and this process was not started by srun: it would train alone."
+        report.advice.append((said, "Put srun before the command."))
+    if torch.distributed.is_available():
+        names = [name for name in ("gloo", "nccl") if torch.distributed.is_backend_available(name)]
+        report.add("cluster", "backends", ", ".join(names))
+        if torch.cuda.is_available() and "nccl" not in names:
+            report.advice.append(("This PyTorch has no NCCL, over which GPUs talk.", "Train on a single GPU."))
+    interfaces = [name for _, name in socket.if_nameindex() if name != "lo"] if hasattr(socket, "if_nameindex") else []
+    report.add("cluster", "interfaces", " ".join(interfaces) or "none but lo")
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        _interface(variable, interfaces, report)
+    _own_address(report, max(launch.hosts, int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))))
+
+
+def _interface(variable: str, interfaces: list[str], report: Report) -> None:
+    """NCCL takes a list of beginnings, = before whole names, ^ before those to avoid; gloo a list of whole names."""
+    asked = os.environ.get(variable)
+    if not asked:
+        return
+    report.add("cluster", variable, asked)
+    whole = variable.startswith("GLOO") or asked.startswith("=")
+    names = asked.lstrip("=").split(",")
+    there = ["lo", *interfaces]
+    missing = [n for n in names if not any(i == n if whole else i.startswith(n) for i in there)]
+    if missing and not asked.startswith("^"):
+        report.advice.append((f"{variable} names {', '.join(missing)}, which this host lacks.", "See `ip link`."))
+
+
+def _own_address(report: Report, hosts: int) -> None:
+    """gloo, and torchrun, offer other hosts the address that this host's name stands for."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "nothing"
+    inward = (address == "nothing" or address.startswith("127.")) and not os.environ.get("GLOO_SOCKET_IFNAME")
+    note = " (which other hosts cannot reach; for several hosts set GLOO_SOCKET_IFNAME)" if inward else ""
+    report.add("cluster", "host name", f"{name}, which is {address}{note}")
+    if inward and hosts > 1:
+        cure = "Set GLOO_SOCKET_IFNAME to the interface between the hosts, and give torchrun --local-addr."
+        report.advice.append((f"{name} stands for {address}, which leads the other hosts nowhere.", cure))
 
 
 def _show(report: Report) -> None:
