@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def toy_run(
     dropout: float = 0.1,
     keep: int = 3,
     tensorboard: bool = False,
+    published: Callable[[], None] | None = None,
     ema: float | None = None,
     fp16: bool = False,
     end: int | None = None,
@@ -156,8 +157,9 @@ def toy_run(
         checkpoints, start = None, Position()
         if folder is not None:
             checkpoints = Checkpoints(
-                folder / "checkpoints", model, optimizer, {"name": "toy"}, more=more, keep=keep, warn=log.warning
-            )
+                folder / "checkpoints", model, optimizer, {"name": "toy"}, more=more, keep=keep, warn=log.warning,
+                published=published,
+            )  # fmt: skip
             start = checkpoints.resume()
             folder.mkdir(exist_ok=True)
             log.sinks[1:] = [MetricsFile(folder / "metrics.jsonl", start.step)]

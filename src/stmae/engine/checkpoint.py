@@ -72,6 +72,7 @@ class Checkpoints:
         more: further tensors that training changes, by "<part>/<name>": read on saving, written on loading.
         world: the processes that train together; exact resume depends on their number.
         warn: where warnings go (`log.warning`).
+        published: called by the thread that writes, once a checkpoint is whole.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class Checkpoints:
         milestone_every: int = 0,
         world: World = ALONE,
         warn: Callable[[str], None],
+        published: Callable[[], None] | None = None,
     ) -> None:
         assert keep >= 1
         self.folder = Path(folder)
         self.model, self.optimizer, self.config = model, optimizer, dict(config)
         self.more = dict(more or {})
         self.keep, self.milestone_every, self.world, self.warn = keep, milestone_every, world, warn
+        self.published = published
         self.saved_step: int | None = None  # of the newest whole checkpoint that this process wrote or loaded
         self._passed_over: set[Path] = set()  # damaged, or with weights that learnt from steps now left out
         self._saver = ThreadPoolExecutor(1, "checkpoint")
@@ -180,6 +183,8 @@ class Checkpoints:
         self.saved_step = position.step
         self._passed_over.discard(final)
         self._prune(position.step, back_to)
+        if self.published is not None:
+            self.published()
 
     def _prune(self, step: int, back_to: int | None) -> None:
         """Keeps the newest, the milestones and the one to roll back to.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from tyro.conf import Positional, arg
 
-from stmae import durations
+from stmae import durations, mirror
 
 # From Python a source may also be a tensor of clips or a torch Dataset; on the command line it is a folder.
 Source = Annotated[Any, arg(constructor=str, metavar="VIDEOS")]
@@ -42,6 +42,8 @@ Duration = Annotated[
         constructor=str, metavar="DURATION", help_behavior_hint=lambda word: f"(default: {word.strip(chr(39) + '[]')})"
     ),
 ]
+
+RunPath = Annotated[mirror.Place, arg(constructor=str, metavar="PATH")]
 
 Parallel = Literal["auto", "ddp", "fsdp", "hybrid"]
 
@@ -197,8 +199,8 @@ class PretrainOptions(SourceOptions, ClipOptions, ModelOptions, OptimizerOptions
 
     videos: Positional[Source] = field(kw_only=False, metadata=SEVERAL)
     """Folder, list, shards or their address; several too (from Python also a tensor of clips or a Dataset of them)."""
-    out: AnyPath
-    """The run's folder: made if missing; holding this run, the run goes on."""
+    out: RunPath
+    """The run's folder: made if missing; holding this run, the run goes on. Or an address, such as s3://bucket/run."""
     preset: str = "auto"
     """Named settings for everything not given here; auto picks by device. `stmae presets` lists them."""
     config: Annotated[AnyPath | None, default("none")] = None

@@ -33,6 +33,7 @@ from stmae.engine.parallel import full_copies, share_state, wrap
 from stmae.engine.precision import AUTOCAST, LossScale, computing, float32_products
 from stmae.engine.recovery import until_done
 from stmae.errors import UserError
+from stmae.mirror import Mirror
 from stmae.model.config import as_dict
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
 from stmae.model.paint import paint
@@ -69,18 +70,23 @@ def pretrain(options: PretrainOptions) -> Path:
         Lost: another process of the run is gone.
     """
     device = build.pick_device(options.device, many=True)
-    with contextlib.ExitStack() as opened, together(device, lambda: _begin(options, opened)) as (world, begun):
+    mirror = Mirror.of(options.out)
+    with contextlib.ExitStack() as opened, together(device, lambda: _begin(options, opened, mirror)) as (world, begun):
         setup = share(begun, options, device, world)
         run = RunFolder(setup.options.out)
         with build.cpu_threads(setup.options.threads), float32_products(setup.options.precision):
-            until_done(lambda: _train(setup, run, world))
+            until_done(lambda: _train(setup, run, world, mirror if world.main else None))
     return run.path
 
 
-def _begin(options: PretrainOptions, opened: contextlib.ExitStack) -> Setup:
+def _begin(options: PretrainOptions, opened: contextlib.ExitStack, mirror: Mirror | None) -> Setup:
     """What rank 0 does before the others join it: looks at the videos, and opens the run's folder for itself alone."""
+    if mirror is not None:
+        mirror.pull()
     setup = Setup.of(options)
     run = opened.enter_context(RunFolder.open(setup.options.out))
+    if mirror is not None:
+        opened.enter_context(mirror)
     altered = run.settle_config(setup.saved(), MAY_CHANGE | STEERING, UNSAID)
     if not isinstance(setup.source, TensorSource):
         with disk_errors(run.path):
@@ -88,7 +94,7 @@ def _begin(options: PretrainOptions, opened: contextlib.ExitStack) -> Setup:
     return replace(setup, altered=tuple(altered))
 
 
-def _train(setup: Setup, run: RunFolder, world: World) -> None:
+def _train(setup: Setup, run: RunFolder, world: World, mirror: Mirror | None) -> None:
     """Builds the parts and joins them in the engine's loop; only rank 0 has a log and writes into the run's folder."""
     options, config, plan, device = setup.options, setup.config, setup.plan, setup.device
     clock = setup.clock
@@ -122,6 +128,7 @@ def _train(setup: Setup, run: RunFolder, world: World) -> None:
         milestone_every=milestone_every,
         world=world,
         warn=warnings.append,
+        published=mirror.push_soon if mirror else None,
     )
     start = checkpoints.resume()
     verdicts = Verdicts(run.verdicts)
@@ -152,6 +159,8 @@ def _train(setup: Setup, run: RunFolder, world: World) -> None:
         setup.describe(log, world, strategy)
         if start.step:
             notes.append(f"going on from step {start.step} of {plan.steps}, in {run.path}.")
+        if mirror:
+            notes.append(f"the run is staged in {run.path} and copied to {mirror.url} after every save.")
         if setup.altered:
             notes.append("altered since the run was last started:\n  " + "\n  ".join(setup.altered))
         if start.step and any(line.split(":")[0] in STEERING for line in setup.altered):
@@ -162,6 +171,7 @@ def _train(setup: Setup, run: RunFolder, world: World) -> None:
         for text in warnings:
             log.warning(text)
         job = Pretraining(setup, model, wrapped, run, verdicts, extras, log, world, ema)
+        job.mirror = mirror
         try:
             train(
                 job,
@@ -255,6 +265,7 @@ class Pretraining(Task):
         self.unreadable: set[str] = set()
         self.shrunk = self.repeated = 0
         self.said: set[str] = set()
+        self.mirror: Mirror | None = None
 
     def step(self, batch: Batch) -> StepResult:
         batch = batch.to(self.device)
@@ -377,6 +388,8 @@ class Pretraining(Task):
 
     def on_log(self, step: int) -> dict[str, float]:
         self._hear()
+        if self.mirror is not None:
+            self.mirror.report(self.log.warning)
         self._say_once(self.shrunk, "in {} clips the stride was shrunk: their videos are shorter than a clip.")
         self._say_once(self.repeated, "in {} clips a frame stands twice: their videos have too few frames for a clip.")
         counts = {"shrunk_clips": self.shrunk, "repeated_clips": self.repeated, "bad_files": len(self.bad)}

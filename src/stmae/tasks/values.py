@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from stmae import durations
+from stmae import durations, mirror
 from stmae.errors import Problems, UserError, did_you_mean
 from stmae.runs import read_config
 
@@ -74,6 +74,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return value if value == "auto" else _number(name, from_text(value, int), int)
     if hint is durations.Duration:
         return durations.read(name, value)
+    if hint is mirror.Place:
+        return mirror.place(name, value)
     if hint is bool:
         if not isinstance(value, bool):
             raise UserError(f"{name} {shown(value)} is neither true nor false.")
@@ -83,6 +85,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{name} {shown(value)} is not {'text' if hint is str else 'a path'}.", "Put it in quotes.")
     if hint is str:
         return os.fspath(value)
+    if mirror.is_url(value):
+        raise UserError(f"{name} {shown(value)} is an address; this one is a path on this machine.", "Give a path.")
     return Path(os.path.expanduser(value)) if value != "" else _empty(name)
 
 
