@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         asked = self.headers.get("Range", "")
         trouble = self.server.note(self.path, asked)
-        path = self.server.folder / self.path.lstrip("/")
+        path = self.server.folder / urllib.parse.unquote(self.path).lstrip("/")
         if trouble == "gone":
             self.connection.close()
             return

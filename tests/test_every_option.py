@@ -87,6 +87,7 @@ ELSEWHERE = {
     "root", "media", "subset", "value_range", "checked", "leave_out", "weights",  # below: they need other sources
     "device",  # below: this machine may have a single one
     "max_bad_share",  # test_pretrain.py: stops the run
+    "cache", "cache_size",  # test_addresses.py: they need sources that lie elsewhere
     "parallel",  # test_distributed.py: nothing for one process
     "cooldown",  # below: for one schedule only
 }  # fmt: skip

@@ -28,6 +28,7 @@ from stmae.errors import UserError
 
 HELD = 64  # newest files of a process that are not evicted
 ROOM = 0.9  # share of the cache that is left full by an eviction
+SIZE = 20 * 10**9  # bytes of a cache where nothing is said
 STALE = 3600.0  # seconds after which an unfinished download belongs to nobody
 
 
@@ -147,6 +148,11 @@ class Cache:
             if not os.path.basename(path).startswith(".") and _unlink_unless_held(path):
                 total -= size
         return total
+
+
+def usual_cache() -> Cache:
+    """The cache where nothing is said."""
+    return Cache(default_cache(), SIZE)
 
 
 # The newest files of this process by path, each open and under a shared lock.

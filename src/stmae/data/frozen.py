@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from stmae.data.cache import Cache
 from stmae.data.index import Index
 from stmae.data.names import Names
+from stmae.data.remote import is_url
 from stmae.data.sources import Mixture, Source, is_shards, open_shards, parts_of
 from stmae.errors import UserError
 
@@ -143,16 +145,20 @@ def _groups(path: Path) -> list[dict[str, list[Row]]]:
 def _pair(group: dict[str, list[Row]], found: Source | None) -> Pair:
     if group["shards"]:
         return _shards_pair(group, found)
-    root = Path(group["root"][0][0]) if not isinstance(found, Index) else found.root
+    if isinstance(found, Index):
+        root, cache = found.root, found.cache
+    else:
+        before = group["root"][0][0]
+        root, cache = before if is_url(before) or not before else Path(before), None
     if found is not None and not isinstance(found, Index):
         raise UserError(f'the run was begun with files of "{root}", not with shards.', "Give what it was begun with.")
-    train, holdout = (_index(root, group[word]) for word in ("train", "holdout"))
+    train, holdout = (_index(root, group[word], cache) for word in ("train", "holdout"))
     return train, holdout
 
 
-def _index(root: Path, rows: list[Row]) -> Index:
+def _index(root: Path | str, rows: list[Row], cache: Cache | None) -> Index:
     labels = [row[1] for row in rows] if rows and len(rows[0]) > 1 else []
-    return Index(root, Names.of(row[0] for row in rows), Names.of(labels) if any(labels) else None)
+    return Index(root, Names.of(row[0] for row in rows), Names.of(labels) if any(labels) else None, cache)
 
 
 def _shards_pair(group: dict[str, list[Row]], found: Source | None) -> Pair:

@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stmae.data.media import INSIDE, Kind, Media, kind_of, split_name
 from stmae.data.names import Names
+from stmae.data.remote import join_url
 from stmae.errors import UserError
+
+if TYPE_CHECKING:
+    from stmae.data.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,16 @@ class Index:
     """The files of a data set, in a fixed order.
 
     Attributes:
-        root: the folder, absolute.
+        root: the folder, absolute; or its address, a text.
         paths: relative to `root`, with forward slashes; packed, whatever sequence of strings was given.
         labels: one per item, an empty one for none; None where nothing but the folders tells.
+        cache: for files at addresses; None for a folder of the user's.
     """
 
-    root: Path
+    root: Path | str
     paths: Names
     labels: Names | None = None
+    cache: Cache | None = None
 
     blocks = None  # files lie where they lie
 
@@ -51,17 +58,27 @@ class Index:
         return label_of(self.paths[item])
 
     def path(self, item: int) -> Path:
-        """Where an item lies."""
+        """Where an item lies on this machine."""
+        assert isinstance(self.root, Path)
         return self.root / split_name(self.paths[item])[0]
 
     def media(self, item: int) -> Media:
-        """Which bytes of which file it is."""
+        """Which bytes of which file it is; fetched first if they lie elsewhere.
+
+        Raises:
+            NetworkError: it cannot be fetched.
+        """
+        if isinstance(self.root, str):
+            from stmae.data.cache import usual_cache
+
+            url = join_url(self.root, split_name(self.paths[item])[0])
+            return Media(self.paths[item], (self.cache or usual_cache()).fetch(url))
         return Media(self.paths[item], self.path(item))
 
     def part(self, items: Sequence[int] | np.ndarray) -> Index:
         """An index of some of the items."""
         labels = None if self.labels is None else self.labels.part(items)
-        return Index(self.root, self.paths.part(items), labels)
+        return Index(self.root, self.paths.part(items), labels, self.cache)
 
 
 def label_of(name: str) -> str | None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from stmae.data.addresses import open_address, remote_index
+from stmae.data.cache import Cache
 from stmae.data.index import Index, absolute_folder, files_below, scan
 from stmae.data.lists import is_list, locate, read_list
 from stmae.data.media import kind_of
 from stmae.data.names import Names
+from stmae.data.remote import NetworkError, is_url
 from stmae.data.sources import Mixture, Source, TensorSource, check_weights, names_of, open_shards
 from stmae.errors import Problems, UserError, did_you_mean
 
@@ -44,6 +47,7 @@ def open_source(
     label_map: str | Path | None = None,
     checked: str | Path | None = None,
     leave_out: Sequence[str] = (),
+    cache: Cache | None = None,
     say: Say = lambda text: None,
 ) -> Source:
     """Opens what there is to learn from; what it is, is told by looking.
@@ -60,6 +64,7 @@ def open_source(
         checked: the report of `stmae check` on this source.
         leave_out: the reasons in that report for which items are left out; "missing": entries of lists that do not
             exist.
+        cache: for what lies on other machines; None for a folder of the user's.
         say: is told what else there is to know, such as files that were left out.
 
     Raises:
@@ -76,7 +81,9 @@ def open_source(
     found: list[Source] = []
     for place in places:
         try:
-            found.append(_open_one(place, root, media, subset, label_map, MISSING in leave_out, say))
+            found.append(_open_one(place, root, media, subset, label_map, MISSING in leave_out, cache, say))
+        except NetworkError:
+            raise  # the others may be fine
         except UserError as error:
             problems.extend(error)
     problems.raise_any()
@@ -92,10 +99,11 @@ def _open_one(
     subset: str,
     label_map: str | Path | None,
     skip_missing: bool,
+    cache: Cache | None,
     say: Say,
 ) -> Source:
-    if "://" in str(place):
-        return open_shards(str(place))
+    if is_url(str(place)):
+        return open_address(str(place), cache=cache, media=media, subset=subset, label_map=label_map, say=say)
     path = Path(place).expanduser().absolute()
     if path.is_dir() and not is_packed(path):
         return scan(place, media, say)
@@ -104,7 +112,9 @@ def _open_one(
     if path.is_file() and kind_of(path.name) is not None:
         return Index(path.parent, Names.of([path.name]))
     if path.is_file() and is_list(path):
-        return open_list(path, root=root, subset=subset, label_map=label_map, skip_missing=skip_missing, say=say)
+        return open_list(
+            path, root=root, subset=subset, label_map=label_map, skip_missing=skip_missing, cache=cache, say=say
+        )
     absolute_folder(place)  # says what is wrong
     raise AssertionError(place)
 
@@ -129,6 +139,7 @@ def open_list(
     subset: str = "train",
     label_map: str | Path | None = None,
     skip_missing: bool = False,
+    cache: Cache | None = None,
     say: Say = lambda text: None,
 ) -> Index:
     """The files that a list names; arguments as for `open_source`.
@@ -139,10 +150,16 @@ def open_list(
     listed = read_list(path, subset=subset, label_map=label_map)
     if listed.left_out:
         say(f"{path}: {listed.left_out} rows are of other subsets than {subset} and left out (--subset).")
+    elsewhere = sum(map(is_url, listed.paths))
+    if elsewhere == len(listed.paths):
+        return remote_index("", listed, cache)
+    if elsewhere:
+        raise UserError(
+            f'the list "{path}" names {elsewhere} files on other machines and {len(listed.paths) - elsewhere} on this.',
+            "Make two lists of it, and give both.",
+        )
     folder = absolute_folder(root) if root is not None else path.parent
     folder, entries = relative(folder, listed.paths)
-    if any("://" in entry for entry in entries[:100]):
-        raise UserError(f'the list "{path}" names files on other machines.', "Pack them first, with `stmae pack`.")
     found, missing = locate(folder, entries, lambda below: list(files_below(below)))
     if missing:
         _missing(path, folder, [entries[i] for i in missing], len(found), skip_missing, say)

@@ -11,6 +11,7 @@ import random
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,8 +112,7 @@ def _size(url: str) -> int:
         if _scheme(url) not in ("http", "https"):
             files, path = _filesystem(url)
             return int(files.info(path)["size"])
-        request = urllib.request.Request(url, headers={"User-Agent": "stmae"}, method="HEAD")
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(_request(url, "HEAD"), timeout=TIMEOUT) as answer:
             return int(answer.headers["Content-Length"])
 
 
@@ -233,10 +233,16 @@ def download(url: str, out: BinaryIO, offset: int | None, size: int | None) -> N
         raise _Failed(url, f"{out.tell() - begin} bytes came instead of {size}")
 
 
+def _request(url: str, method: str = "GET") -> urllib.request.Request:
+    """With blanks and letters that addresses do not have written as they have them."""
+    quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    return urllib.request.Request(quoted, headers={"User-Agent": "stmae"}, method=method)
+
+
 def _http_parts(url: str, offset: int | None, size: int | None) -> Iterator[bytes]:
     """The standard library is enough for the web, and needs no package nor threads of its own."""
     with _answers(url):
-        request = urllib.request.Request(url, headers={"User-Agent": "stmae"})
+        request = _request(url)
         if offset is not None:
             assert size is not None
             request.add_header("Range", f"bytes={offset}-{offset + size - 1}")

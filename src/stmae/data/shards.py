@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from stmae.data.cache import Cache, default_cache
+from stmae.data.cache import Cache, default_cache, usual_cache
 from stmae.data.entries import VERSION, Entries, EntriesBuilder
 from stmae.data.media import INSIDE, Media
 from stmae.data.names import Names
@@ -41,7 +41,6 @@ from stmae.errors import UserError
 MANIFEST = "stmae-pack.json"
 INDEX = "index.safetensors"
 WORKSHOP = ".packing"  # the folder that a pack has while it is not finished
-CACHE_SIZE = 20 * 10**9  # bytes, where nothing is said
 READERS = 16  # remote tar files listed at a time
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -85,7 +84,7 @@ class Shards:
             UserError: there are no shards, or they are not whole.
         """
         if is_url(where):
-            return _open_remote(cls, str(where), cache or Cache(default_cache(), CACHE_SIZE))
+            return cls._open_address(str(where), cache)
         path = Path(where).expanduser().absolute()
         if (path / MANIFEST).is_file():
             about = _manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))
@@ -101,6 +100,36 @@ class Shards:
         if not names:
             raise UserError(f'"{where}" holds no tar files.', "Pack a folder of videos with `stmae pack`.")
         return cls(root, _foreign(root, names))
+
+    @classmethod
+    def _open_address(cls, url: str, cache: Cache | None) -> Shards:
+        if url.lower().partition("?")[0].endswith(".tar"):
+            root, names = _expanded(url)
+            return cls.open_tars(root, [RemoteFile(name, 0, "") for name in names], cache)
+        try:
+            return cls.open_pack(url, cache)
+        except MissingError:
+            tars = [file for file in list_files(url) if file.name.lower().endswith(".tar")]
+        if not tars:
+            raise UserError(f'"{url}" holds no tar files.', "Pack a folder of videos with `stmae pack`.")
+        return cls.open_tars(url, tars, cache)
+
+    @classmethod
+    def open_pack(cls, url: str, cache: Cache | None) -> Shards:
+        """A pack of ours at an address. Raises MissingError where there is none."""
+        cache = cache or usual_cache()
+        about = _manifest(read_bytes(join_url(url, MANIFEST)), join_url(url, MANIFEST))
+        mark = about["index"]["sha256"]
+        entries = _entries(cache.fetch_index(join_url(url, INDEX), version=mark, size=about["index"]["bytes"]))
+        versions = {shard["name"]: shard["sha256"] for shard in about["shards"]}
+        return cls(url.rstrip("/"), entries, about=about, cache=cache, versions=versions)
+
+    @classmethod
+    def open_tars(cls, root: str, tars: list[RemoteFile], cache: Cache | None) -> Shards:
+        """Tar files below an address, listed by reading their headers once; the index is kept in the cache's folder."""
+        cache = cache or usual_cache()
+        versions = {tar.name: tar.version for tar in tars}
+        return cls(root, _foreign_remote(root, tars, versions, cache), cache=cache, versions=versions)
 
     def __len__(self) -> int:
         return len(self.entries) if self._items is None else len(self._items.array)
@@ -283,23 +312,6 @@ def _digest(marks: object) -> str:
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 
-def _open_remote(cls: type[Shards], url: str, cache: Cache) -> Shards:
-    if url.lower().partition("?")[0].endswith(".tar"):
-        root, names = _expanded(url)
-        return _foreign_remote(cls, root, [RemoteFile(name, 0, "") for name in names], cache)
-    try:
-        about = _manifest(read_bytes(join_url(url, MANIFEST)), join_url(url, MANIFEST))
-    except MissingError:
-        tars = [file for file in list_files(url) if file.name.lower().endswith(".tar")]
-        if not tars:
-            raise UserError(f'"{url}" holds no tar files.', "Pack a folder of videos with `stmae pack`.") from None
-        return _foreign_remote(cls, url, tars, cache)
-    mark = about["index"]["sha256"]
-    entries = _entries(cache.fetch_index(join_url(url, INDEX), version=mark, size=about["index"]["bytes"]))
-    versions = {shard["name"]: shard["sha256"] for shard in about["shards"]}
-    return cls(url, entries, about=about, cache=cache, versions=versions)
-
-
 def _expanded(url: str) -> tuple[str, list[str]]:
     """`https://host/a-{00..11}.tar` as its folder and the names in it."""
     names = [url]
@@ -311,13 +323,11 @@ def _expanded(url: str) -> tuple[str, list[str]]:
     return root, [name.removeprefix(root).lstrip("/") for name in names]
 
 
-def _foreign_remote(cls: type[Shards], root: str, tars: list[RemoteFile], cache: Cache) -> Shards:
-    """Lists tar files elsewhere by reading their headers once; the index is kept in the cache's folder."""
-    versions = {tar.name: tar.version for tar in tars}
+def _foreign_remote(root: str, tars: list[RemoteFile], versions: dict[str, str], cache: Cache) -> Entries:
     folder = cache.folder / "indexes"
     file = f"{_digest([root, *versions.items()])}.safetensors"
     with contextlib.suppress(OSError, ValueError):
-        return cls(root, Entries.open(folder / file), cache=cache, versions=versions)
+        return Entries.open(folder / file)
 
     def listed(tar: RemoteFile) -> list[Member]:
         url = join_url(root, tar.name)
@@ -328,4 +338,4 @@ def _foreign_remote(cls: type[Shards], root: str, tars: list[RemoteFile], cache:
         entries = _gathered(found)
     with contextlib.suppress(OSError):
         entries = _kept(folder, file, entries)
-    return cls(root, entries, cache=cache, versions=versions)
+    return entries

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from stmae.data.cache import Cache
 from stmae.data.index import Index, scan
 from stmae.data.media import VIDEO_EXTENSIONS, Media, original_name
 from stmae.data.names import encoded
@@ -208,9 +209,9 @@ def is_shards(source: Source) -> bool:
     return isinstance(source, Shards)
 
 
-def open_shards(where: str | Path) -> Source:
+def open_shards(where: str | Path, cache: Cache | None = None) -> Source:
     """The shards in a folder or at an address."""
-    return Shards.open(where)
+    return Shards.open(where, cache=cache)
 
 
 def kin(source: Source, item: int) -> range:

@@ -81,6 +81,10 @@ class SourceOptions(Options):
     """Report of `stmae check` on these videos, for leave_out."""
     leave_out: Annotated[tuple[str, ...], default("none")] = ()
     """Reasons in that report to leave videos out, such as unreadable static duplicate; missing: entries of lists."""
+    cache: Annotated[AnyPath | None, default("~/.cache/stmae")] = None
+    """Folder that keeps what is fetched from addresses."""
+    cache_size: str = "20GB"
+    """Bytes that this folder may take, such as 500GB: what was not used for longest makes room."""
 
 
 @dataclass(frozen=True, kw_only=True)

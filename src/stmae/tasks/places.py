@@ -11,6 +11,7 @@ from typing import Any
 from stmae.errors import Problems, UserError
 from stmae.runs import RunFolder
 from stmae.tasks.options import PretrainOptions, SourceOptions
+from stmae.tasks.values import size_in_bytes
 
 LONG_LIST = 2_000_000  # bytes: a longer list is read once, when all else is known to be right
 
@@ -33,6 +34,12 @@ def check_source(options: SourceOptions, problems: Problems) -> None:
             f'root "{options.root}" goes with a list, and none is given.',
             "Leave it out, or give a list (.txt, .csv, .json, ...).",
         )
+    try:
+        size_in_bytes(options.cache_size)
+    except UserError as error:
+        problems.extend(error)
+    if options.cache is not None and options.cache.is_file():
+        problems.add(f'cache "{options.cache}" is a file.', "Give a folder; it is made if missing.")
     try:
         check_reasons(options.leave_out)
     except UserError as error:
@@ -71,10 +78,11 @@ def check_places(
     from stmae.data.lists import is_list
     from stmae.data.media import kind_of
     from stmae.data.opening import is_packed, open_list, paths_of
+    from stmae.data.remote import is_url
 
     for place in paths_of(videos):
         path = Path(place).expanduser()
-        if "://" in str(place) or not exists(name, place, "Give a folder, a list or a video", problems):
+        if is_url(str(place)) or not exists(name, place, "Give a folder, a list or a video", problems):
             continue
         if is_packed(path) or kind_of(path.name) is not None or RunFolder(path).exists:
             continue

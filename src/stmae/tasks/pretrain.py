@@ -52,7 +52,7 @@ UNSAID = {"videos", "root", "out", "preset", "derived"}
 MAY_CHANGE = UNSAID | {
     "device", "workers", "accumulate", "parallel", "max_bad_share", "max_bad_steps", "save_every", "keep",
     "milestone_every", "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile",
-    "checkpoint_activations",
+    "checkpoint_activations", "cache", "cache_size",
 }  # fmt: skip
 STEERING = {"epochs", "warmup", "schedule", "cooldown", "lr", "end_lr", "weight_decay", "clip_grad", "precision"}
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stmae.data.cache import Cache, default_cache
 from stmae.data.frozen import load_index
 from stmae.data.opening import Say, open_source, paths_of
 from stmae.data.sources import Source, TensorSource
@@ -16,6 +17,7 @@ from stmae.errors import UserError
 from stmae.model.config import ClipConfig
 from stmae.runs import RunFolder
 from stmae.tasks.options import SourceOptions
+from stmae.tasks.values import size_in_bytes
 
 
 def open_videos(options: SourceOptions, clip: ClipConfig, extras: Mapping[str, Any], say: Say) -> tuple[Source, Values]:
@@ -64,6 +66,7 @@ def open_given(options: SourceOptions, say: Say) -> Source:
         subset=options.subset,
         checked=options.checked,
         leave_out=options.leave_out,
+        cache=Cache((options.cache or default_cache()).expanduser().absolute(), size_in_bytes(options.cache_size)),
         say=say,
     )
 
