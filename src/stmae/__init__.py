@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stmae.tasks.pack import pack as pack
     from stmae.tasks.plan import plan as plan
     from stmae.tasks.pretrain import pretrain as pretrain
+    from stmae.tasks.push import push as push
     from stmae.tasks.reconstruct import reconstruct as reconstruct
 
     __version__: str
@@ -44,6 +45,7 @@ _HOME = {
     "pack": "stmae.tasks.pack",
     "plan": "stmae.tasks.plan",
     "pretrain": "stmae.tasks.pretrain",
+    "push": "stmae.tasks.push",
     "reconstruct": "stmae.tasks.reconstruct",
     "save_reference": "stmae.interop",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "pack",
     "plan",
     "pretrain",
+    "push",
     "reconstruct",
     "save_reference",
 ]

@@ -33,6 +33,7 @@ from stmae.tasks.options import (
     PlanOptions,
     PresetsOptions,
     PretrainOptions,
+    PushOptions,
     ReconstructOptions,
 )
 from stmae.tasks.task import bind, field_docs
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "convert": (ConvertOptions, "stmae.tasks.convert:convert"),
     "demo": (DemoOptions, "stmae.tasks.demo:demo"),
     "export": (ExportOptions, "stmae.tasks.export:export"),
+    "push": (PushOptions, "stmae.tasks.push:push"),
     "doctor": (DoctorOptions, "stmae.tasks.doctor:doctor"),
     "presets": (PresetsOptions, "stmae.tasks.list_presets:list_presets"),
 }

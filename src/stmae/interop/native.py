@@ -14,11 +14,13 @@ from ..model.encoder import VideoViT
 from ..model.mae import MaskedAutoencoder
 from ..runs import find_weights, load_weights
 from ..weights import ENCODER
+from .hub import download, is_hub
 from .reference import PICKLES, Model, empty, load_strictly, open_reference
 
 
 def load(where: str | Path) -> VideoViT:
-    """The encoder of a run, a weights file or another project's checkpoint, in eval mode on the CPU.
+    """The encoder of a run, a weights file, another project's checkpoint or a model on the hub (``hf://user/name``), in
+    eval mode on the CPU.
 
     >>> encoder = stmae.load("runs/first")
     >>> features = encoder(clip)  # uint8 (B, 3, 16, 224, 224) to (B, D)
@@ -48,6 +50,8 @@ def load_model(where: str | Path) -> Model:
 
 def load_with_extras(where: str | Path) -> tuple[Model, Mapping[str, Any]]:
     """The model, and what else is known of it: under "clip" how its run sampled clips, under "source" whose it is."""
+    if is_hub(where):
+        where = download(str(where))
     if is_reference(where):
         return open_reference(where)
     tensors, stored = load_weights(find_weights(where))

@@ -28,6 +28,7 @@ from stmae.tasks.options import (
     PackOptions,
     PlanOptions,
     PretrainOptions,
+    PushOptions,
     ReconstructOptions,
     RunOptions,
 )
@@ -348,6 +349,16 @@ def count_of(text: str) -> int | None:
     return int(number)
 
 
+def check_push(options: PushOptions, problems: Problems) -> None:
+    """Everything `stmae push` can refuse before it looks into the model."""
+    exists("model", options.model, "Give a run's folder or a weights file", problems)
+    problems.check(
+        options.name.count("/") == 1 and all(options.name.split("/")),
+        f'name "{options.name}" is no place on the hub.',
+        "Write it as user/name.",
+    )
+
+
 def check_demo(options: DemoOptions, problems: Problems) -> None:
     """Everything `stmae demo` can refuse at once."""
     if options.data is not None:
@@ -366,6 +377,7 @@ CHECKS: dict[type[Options], Callable[[Any, Problems], None]] = {
     PlanOptions: check_plan,
     DemoOptions: check_demo,
     ExportOptions: check_export,
+    PushOptions: check_push,
 }
 
 

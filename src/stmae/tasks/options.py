@@ -474,6 +474,31 @@ class PlanOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PushOptions(Options):
+    """Put a model on the Hugging Face Hub: weights, configuration, numbers, a picture and a model card.
+
+    Example:
+
+        stmae push runs/first user/name --license cc-by-4.0
+    """
+
+    model: Positional[str] = field(kw_only=False)
+    """Run or weights file."""
+    name: Positional[str] = field(kw_only=False)
+    """Place on the hub: user/name."""
+    license: str = "other"
+    """Licence of the weights, as the hub names it (apache-2.0, cc-by-nc-4.0, ...)."""
+    description: str = ""
+    """A sentence on the model, for its card."""
+    data: str = ""
+    """A sentence on what it was trained on, for its card."""
+    private: bool = False
+    """Make a new repository private."""
+    to: Annotated[AnyPath | None, default("the hub")] = None
+    """Write the files into this folder instead, to look at them first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
     """Make sample videos, pre-train a small model on them in a few minutes, and show what it paints back.
 

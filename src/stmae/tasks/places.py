@@ -120,7 +120,7 @@ def check_source_weights(options: PretrainOptions, problems: Problems) -> None:
 def exists(name: str, value: str | os.PathLike[str], cure: str, problems: Problems) -> bool:
     """Whether the path exists; if not, the cure names the entry beside it that is spelt most like it."""
     path = Path(os.path.expanduser(value))
-    if path.exists():
+    if path.exists() or str(value).startswith("hf://"):  # what lies on the hub is asked for there
         return True
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
