@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 from PIL import Image
+from tiny import tiny
 
 import stmae
 from stmae.errors import UserError
@@ -24,7 +25,7 @@ def run(tmp_path: Path) -> Path:
     """What a run leaves: weights, configuration, numbers and a picture."""
     folder = tmp_path / "run"
     (folder / "reconstructions").mkdir(parents=True)
-    model = stmae.create_model("vit_tiny", frames=4, image_size=32, decoder_width=32, decoder_depth=1, decoder_heads=2)
+    model = tiny()
     save_weights(folder / ENCODER, model.state_dict(), {"model": as_dict(model.config), "clip": {"stride": 2.0}})
     (folder / "config.yaml").write_text(
         "# stmae run: the resolved configuration, which `--config` reads back\n"
@@ -57,7 +58,7 @@ def test_the_card_tells_what_a_reader_asks(run, tmp_path):
         "Twelve videos of mine.",
         "| betas | 0.9 0.95 |",
         "![](reconstructions.png)",
-        "12 blocks of 192",
+        "2 blocks of 16",
     ):
         assert part in card
     assert "/home/me" not in card, "paths of this machine are nobody's business"
