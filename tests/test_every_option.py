@@ -89,6 +89,7 @@ ELSEWHERE = {
     "max_bad_share",  # test_pretrain.py: stops the run
     "cache", "cache_size",  # test_addresses.py: they need sources that lie elsewhere
     "parallel",  # test_distributed.py: nothing for one process
+    "monitor",  # test_monitor.py
     "cooldown",  # below: for one schedule only
 }  # fmt: skip
 

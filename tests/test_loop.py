@@ -11,17 +11,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import tiny_config
 from toy import ROWS, WIDTH, Toy, ToyBatch, assert_same, toy_batches, toy_model, toy_run, with_tests
 
+from stmae.data.loader import Batch
+from stmae.engine.blocks import checkpoint_blocks
 from stmae.engine.distributed import World
+from stmae.engine.ema import Ema
 from stmae.engine.log import Log
 from stmae.engine.loop import StepResult, Stopped, Task, peak_flops, train, update
 from stmae.engine.meter import Meter
 from stmae.engine.optim import CosineSchedule, build_adamw, parameter_groups
+from stmae.engine.precision import LossScale
 from stmae.engine.signals import SIGNALS
+from stmae.model.mae import MaskedAutoencoder
+from stmae.tasks.pretrain import Pretraining
 
 
 @pytest.fixture
@@ -153,18 +161,19 @@ def test_batches_must_not_end() -> None:
         train(Toy(model), few, optimizer, lambda step: 1e-3, steps=3, log=Log())
 
 
+class Fused(torch.optim.AdamW):
+    """The kernel itself is missing on meta; the loop's part of skipping is not."""
+
+    def step(self, closure: None = None) -> None:
+        assert self.found_inf.device.type == "meta"
+        del self.found_inf
+        super().step()
+
+
 def test_a_step_never_looks_at_a_number() -> None:
     """Meta tensors hold none: whatever asks for one raises."""
     with torch.device("meta"):
         model = toy_model()
-
-    class Fused(torch.optim.AdamW):
-        """The kernel itself is missing on meta; the loop's part of skipping is not."""
-
-        def step(self, closure: None = None) -> None:
-            assert self.found_inf.device.type == "meta"
-            del self.found_inf
-            super().step()
 
     optimizer = Fused(parameter_groups(model, 0.05), 1e-3)
     optimizer.defaults["fused"] = True
@@ -180,6 +189,39 @@ def test_a_step_never_looks_at_a_number() -> None:
     assert meter.sums.device.type == "meta"
     with pytest.raises((NotImplementedError, RuntimeError)):
         meter.read()
+
+
+def test_a_real_step_never_looks_at_a_number_either() -> None:
+    """The whole of it: uint8 clips to the device, masks from keys, loss scale, clipping, optimiser, averages."""
+    with torch.device("meta"):
+        model = MaskedAutoencoder(tiny_config()).float()
+    checkpoint_blocks(model)
+    setup = SimpleNamespace(device=torch.device("meta"), options=SimpleNamespace(monitor=None))
+    job = Pretraining.__new__(Pretraining)
+    job.setup, job.device, job.model, job.wrapped = setup, setup.device, model, model
+    ema, scale = Ema(model, 0.999), LossScale(torch.device("meta"))
+    optimizer = Fused(parameter_groups(model, 0.05), 1e-3)
+    optimizer.defaults["fused"] = True
+    meter = Meter(torch.device("meta"), {})
+    shape = model.config.encoder.clip
+    for step in range(2):
+        clips = torch.zeros(4, 3, *shape.shape, dtype=torch.uint8)
+        batch = Batch(clips, torch.arange(4), cursor=4)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = job.step(batch)
+        scale.scaled(result.loss_sum, result.weight).backward()
+        meter.add(result, 0.0)
+        update(optimizer, list(model.parameters()), meter, 0.02, loss_scale=scale)
+        ema.update(step + 1)
+    state = [
+        *ema.state.values(),
+        *scale.state.values(),
+        meter.sums,
+        *optimizer.state[model.decoder.head.weight].values(),
+    ]
+    assert {tensor.device.type for tensor in state if tensor.ndim} == {"meta"}
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        result.loss_sum.item()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -1,4 +1,4 @@
-"""Scores, in NumPy: how near what a model painted back comes to what was hidden.
+"""Scores, in NumPy: how near what a model painted back comes to what was hidden, and how well features tell classes.
 
 explained variance = 1 - sum (original - painted)^2 / sum (original - mean)^2      over the hidden pixels
 PSNR               = -10 log10(mean (original - painted)^2)                        pixels in 0..1, in dB
@@ -68,3 +68,51 @@ def scores(painting: Painting) -> dict[str, Scores]:
     original, hidden = painting.original.cpu().numpy(), painting.hidden.cpu().numpy()
     kinds = {"painted": painting.painted, "nothing": painting.nothing, "copied": painting.copied}
     return {name: hidden_scores(original, pixels.cpu().numpy(), hidden) for name, pixels in kinds.items()}
+
+
+# Features ------------------------------------------------------------------------------------------------------------
+
+
+def knn_score(
+    features: np.ndarray,
+    labels: np.ndarray,
+    asked: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """The share of features whose class their nearest neighbours tell (weighted kNN: Wu et al., 2018, section 3.4).
+
+    The k neighbours with the greatest cosine similarity s vote for their classes with weight exp(s / temperature).
+
+    Args:
+        features, labels: (N, D) and whole numbers from 0 (N,): those that are known.
+        asked, truth: (M, D) and (M,): those to be classified. Without them each of the known is classified by all
+            others (leave one out).
+        k: fewer where fewer are known.
+    """
+    known = _unit(features)
+    alone = asked is None
+    queries = known if asked is None else _unit(asked)
+    truth = labels if truth is None else truth
+    k = min(k, len(known) - alone)
+    assert k >= 1, "nothing to compare with"
+    right = 0
+    for start in range(0, len(queries), 1024):
+        similar = queries[start : start + 1024] @ known.T
+        rows = np.arange(len(similar))
+        if alone:
+            similar[rows, start + rows] = -np.inf
+        near = np.argsort(-similar, axis=1, kind="stable")[:, :k]
+        # Relative to the nearest one, so that no weight overflows.
+        weights = np.exp((np.take_along_axis(similar, near, 1) - similar.max(1, keepdims=True)) / temperature)
+        votes = np.zeros((len(similar), int(labels.max()) + 1))
+        np.add.at(votes, (rows[:, None], labels[near]), weights)
+        right += int((votes.argmax(1) == truth[start : start + 1024]).sum())
+    return right / len(queries)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

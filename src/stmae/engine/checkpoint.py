@@ -36,6 +36,7 @@ from stmae.errors import UserError
 
 OPTIMIZER = "optimizer.safetensors"
 ENGINE = "engine.safetensors"
+FOR_A_WHILE = "loss_scale/"  # of `more`: comes and goes with the precision, which a run may change
 STATE = "state.json"
 LEFT_OUT = "left_out.json"
 _SHOWN = 8  # names listed per kind of mismatch
@@ -300,9 +301,11 @@ class Checkpoints:
             check_fit(model, self.model.state_dict(), f'the model in "{folder}"')
             optimizer.update(weights.read_tensors(folder / OPTIMIZER)[0])
             _check_named_state(self.optimizer, optimizer, folder)
-            if self.more or (folder / ENGINE).exists():
-                more.update(weights.read_tensors(folder / ENGINE)[0] if (folder / ENGINE).exists() else {})
-                check_fit(more, self.more, f'the state of training in "{folder}"')
+            more.update(weights.read_tensors(folder / ENGINE)[0] if (folder / ENGINE).exists() else {})
+            for name in [name for name in more if name.startswith(FOR_A_WHILE) and name not in self.more]:
+                del more[name]
+            wanted = {n: t for n, t in self.more.items() if n in more or not n.startswith(FOR_A_WHILE)}
+            check_fit(more, wanted, f'the state of training in "{folder}"')
             return _state(folder)
 
         state = self.world.first(read)

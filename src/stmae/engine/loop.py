@@ -49,7 +49,7 @@ from stmae.engine.signals import Stopped, StopSignals
 __all__ = ["Batch", "Meter", "RolledBack", "StepResult", "Stopped", "Task", "peak_flops", "train", "update"]
 
 SMOKE_CLIPS = 2  # of evaluation before the first step
-UNSHOWN = ("clips", "cursor", *Meter.PEAKS)  # in metrics.jsonl, not in the line
+UNSHOWN = ("clips", "cursor", "weight_norm", *Meter.PEAKS)  # in metrics.jsonl, not in the line
 
 
 class Batch(Protocol):
@@ -190,7 +190,8 @@ def train(
             slots, position = batch.cursor - position.cursor, replace(position, step=done, cursor=batch.cursor)
             log.progress(done, steps)
             if _due(done, log_every, steps):
-                streak = _log_interval(task, log, meter, spikes, done, steps, schedule(step), position.cursor)
+                lr = schedule(step)
+                streak = _log_interval(task, log, meter, spikes, parameters, done, steps, lr, position.cursor)
                 if checkpoints:
                     checkpoints.poll()
                 if streak >= max_bad_steps:
@@ -282,12 +283,21 @@ def _step_seed(seed: int, step: int, micro: int) -> int:
 
 
 def _log_interval(
-    task: Task, log: Log, meter: Meter, spikes: Spikes, done: int, steps: int, lr: float, cursor: int
+    task: Task,
+    log: Log,
+    meter: Meter,
+    spikes: Spikes,
+    parameters: list[Tensor],
+    done: int,
+    steps: int,
+    lr: float,
+    cursor: int,
 ) -> int:
     """Logs a line; returns how many updates in a row, up to now, were not finite."""
     values, skipped, streak = meter.close_interval()
     with meter.clock_stopped():
-        values |= {"lr": lr, "cursor": float(cursor)} | dict(task.on_log(done))
+        norm = float(total_norm([parameter.detach() for parameter in parameters]))
+        values |= {"weight_norm": norm, "lr": lr, "cursor": float(cursor)} | dict(task.on_log(done))
         log.metrics(done, values)
         shown = {name: value for name, value in values.items() if name not in UNSHOWN}
         log.message(step_line(done, steps, shown, meter.seconds_per_update * (steps - done)))

@@ -77,6 +77,13 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     check_model(options, options.frames, options.image_size, problems)
     check_optimizer(options, problems)
     _batch(options, problems)
+    if options.monitor is not None:
+        if _exists("monitor", options.monitor, "Give a folder of class folders with videos", problems):
+            problems.check(
+                Path(options.monitor).expanduser().is_dir(),
+                f'monitor "{options.monitor}" is a file.',
+                "Give a folder of class folders with videos.",
+            )
     for logger in options.loggers:
         package = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}.get(logger)
         problems.check(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from tyro.conf import Positional, arg
 
 from stmae import durations, mirror
+from stmae.tasks.values import AutoInt
 
 # From Python a source may also be a tensor of clips or a torch Dataset; on the command line it is a folder.
 Source = Annotated[Any, arg(constructor=str, metavar="VIDEOS")]
@@ -46,6 +47,14 @@ Duration = Annotated[
 RunPath = Annotated[mirror.Place, arg(constructor=str, metavar="PATH")]
 
 Parallel = Literal["auto", "ddp", "fsdp", "hybrid"]
+
+
+AutoCount = Annotated[
+    AutoInt,
+    arg(
+        constructor=str, metavar="INT|auto", help_behavior_hint=lambda word: f"(default: {word.strip(chr(39) + '[]')})"
+    ),
+]
 
 
 class Options:
@@ -155,10 +164,10 @@ class OptimizerOptions(Options):
     """The learning rate after the warm-up: down to end_lr as half a cosine, in a straight line, or at the end only."""
     cooldown: Duration = "20%"
     """With schedule constant, how long the learning rate falls at the end: epochs, or "2000 steps", "20%"."""
-    batch_size: int = 64
-    """Clips per step, over all processes."""
-    accumulate: int = 1
-    """Parts in which the batch is computed one after the other, to save memory."""
+    batch_size: AutoCount = 64
+    """Clips per step, over all processes; auto takes as many as fit into memory (times accumulate)."""
+    accumulate: AutoCount = 1
+    """Parts in which the batch is computed one after the other, to save memory; auto takes as few as fit."""
     parallel: Parallel = "auto"
     """With several processes (torchrun, srun): ddp puts the whole model on each device, fsdp parts of it, hybrid parts
     of it within a host and copies over the hosts; auto takes ddp where the model fits."""
@@ -237,6 +246,8 @@ class PretrainOptions(SourceOptions, ClipOptions, ModelOptions, OptimizerOptions
     """Seconds of waiting after which a worker is taken to hang in a video, and the video for bad; 0 waits for ever."""
     save_every: Duration = 500
     """Steps between checkpoints; or "1 epoch", "1M clips", "5%" of the run."""
+    monitor: Annotated[AnyPath | None, default("none")] = None
+    """Folder of labelled videos in class folders: how well features tell them apart (kNN) is logged at evaluations."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """Where numbers and pictures go besides the run's own files."""
     keep: int = 2

@@ -39,6 +39,7 @@ from stmae.model.mae import MaeOutput, MaskedAutoencoder
 from stmae.model.paint import paint
 from stmae.runs import BadFiles, RunFolder, Verdicts, disk_errors, save_weights
 from stmae.tasks import build
+from stmae.tasks.monitor import Monitor
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.setup import Setup
 from stmae.tasks.share import share
@@ -52,7 +53,7 @@ UNSAID = {"videos", "root", "out", "preset", "derived"}
 MAY_CHANGE = UNSAID | {
     "device", "workers", "accumulate", "parallel", "max_bad_share", "max_bad_steps", "save_every", "keep",
     "milestone_every", "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile",
-    "checkpoint_activations", "cache", "cache_size",
+    "checkpoint_activations", "cache", "cache_size", "monitor",
 }  # fmt: skip
 STEERING = {"epochs", "warmup", "schedule", "cooldown", "lr", "end_lr", "weight_decay", "clip_grad", "precision"}
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
@@ -261,6 +262,10 @@ class Pretraining(Task):
         self.device, self.options = setup.device, setup.options
         self.judged = setup.judged_clips()
         self.fixed: tuple[Tensor, Tensor] | None = None  # read when first needed
+        self.monitor: Monitor | None = None
+        if self.options.monitor is not None:
+            self.monitor = Monitor(self.options.monitor, setup.fixed_clips, world, log.warning)
+            log.message(f"monitor: {self.monitor.about}")
         self.bad = BadFiles(run.bad_files)
         self.unreadable: set[str] = set()
         self.shrunk = self.repeated = 0
@@ -276,6 +281,17 @@ class Pretraining(Task):
 
     @torch.no_grad()
     def evaluate(self, step: int, limit: int | None = None) -> dict[str, float]:
+        """Scores on the held-out videos and on the labelled ones of `monitor`."""
+        return self._score_held_out(limit) | self._score_labelled(limit)
+
+    def _score_labelled(self, limit: int | None) -> dict[str, float]:
+        """kNN on frozen features; with a limit only whether that can be done."""
+        if self.monitor is None:
+            return {}
+        with self._judged_weights(), computing(self.device, self.options.precision):
+            return self.monitor.score(self.model.encoder, self.device, limit)
+
+    def _score_held_out(self, limit: int | None) -> dict[str, float]:
         """Loss and explained variance on the held-out videos: the same clips and the same masks every time."""
         if self.setup.held_out is None:
             return {}

@@ -16,6 +16,7 @@ from stmae.data.values import Values, values_of
 from stmae.durations import Clock
 from stmae.engine.blocks import pick_compile
 from stmae.engine.distributed import World
+from stmae.engine.launch import find
 from stmae.engine.log import Log
 from stmae.errors import UserError
 from stmae.model.config import MaeConfig
@@ -25,6 +26,7 @@ from stmae.presets import Facts
 from stmae.runs import RunFolder, read_config
 from stmae.tasks import build
 from stmae.tasks.checks import check
+from stmae.tasks.fit import settle_batch
 from stmae.tasks.options import PretrainOptions
 from stmae.tasks.task import bind, resolve
 from stmae.tasks.videos import open_given
@@ -40,6 +42,7 @@ class Setup:
         values: what their pixels are.
         why: the reason for the precision.
         notes: what there is to say about the source, such as what changed since the run began.
+        fit: where a batch size or accumulation of "auto" came from.
         altered: a line for each option that the run had otherwise when it was last started.
     """
 
@@ -53,6 +56,7 @@ class Setup:
     why: str
     notes: tuple[str, ...]
     altered: tuple[str, ...] = ()
+    fit: str = ""
 
     @classmethod
     def of(cls, options: PretrainOptions) -> Setup:
@@ -72,9 +76,11 @@ class Setup:
         channels, (frames, *size) = clip_shape(options, source, values, asked)
         config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
         values = replace(values, mean=config.encoder.clip.mean, std=config.encoder.clip.std)
+        options, fit = settle_batch(options, config, device, find().size)
+        check(options)
         plan = build.Plan.of(options, slots_of(source))
         notes += [changed] if changed else []
-        return cls(options, config, plan, source, held_out, values, device, why, tuple(notes))
+        return cls(options, config, plan, source, held_out, values, device, why, tuple(notes), fit=fit)
 
     @property
     def videos(self) -> int:
@@ -116,6 +122,8 @@ class Setup:
             model = MaskedAutoencoder(self.config)
         sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
         cooldown = f", {self.plan.cooldown_steps} cool-down" if options.schedule == "constant" else ""
+        parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
+        fit = parts + (f" ({self.fit})" if self.fit else "")
         rows = [
             ("device", f"{self.device.type}, {options.precision} ({self.why})"),
             ("compile", "{} ({})".format("on" if self.compile[0] else "off", self.compile[1])),
@@ -123,7 +131,7 @@ class Setup:
             ("videos", f"{len(self.source)} to train on, {self.kept_out} held out"),
             ("tokens", f"{clip.tokens} per clip, {visible} visible"),
             ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
-            ("step", f"{options.batch_size} clips of {options.batch_size // options.repeats} videos"),
+            ("step", f"{options.batch_size} clips of {options.batch_size // options.repeats} videos{fit}"),
             ("steps", f"{self.plan.steps}, {self.plan.warmup_steps} of them warm-up{cooldown}"),
             ("workers", str(self.workers)),
             ("peak lr", f"{self.plan.lr:.3g}"),
@@ -162,9 +170,13 @@ class Setup:
 
     def judged_clips(self) -> FixedClips:
         """Of the held-out videos; of the training videos, where none are held out."""
+        return self.fixed_clips(self.held_out or self.source)
+
+    def fixed_clips(self, source: Source) -> FixedClips:
+        """A clip from the middle of each item, as this run reads clips."""
         clip, options = self.config.encoder.clip, self.options
         return FixedClips(
-            self.held_out or self.source,
+            source,
             frames=clip.frames,
             stride=options.stride,
             image_size=(clip.height, clip.width),
@@ -237,8 +249,9 @@ def lent(options: PretrainOptions) -> PretrainOptions:
             "Leave it out to go on with the run, or choose another --out for a new run.",
         )
     given = dict(options.given)
-    if options.precision == "auto":  # perhaps measured when the run began; another measurement may come out otherwise
-        given.pop("precision", None)
+    for name in ("precision", "batch_size", "accumulate"):
+        if getattr(options, name) == "auto":  # found when the run began; it may come out otherwise now
+            given.pop(name, None)
     if given.get("epochs", saved.get("epochs")) != saved.get("epochs"):  # a longer run is not warmed up anew
         saved["warmup"] = f"{read_config(run.config)['derived']['warmup_steps']} steps"
     return bind(PretrainOptions, (), {**saved, **given})
