@@ -78,12 +78,12 @@ def check_pretrain(options: PretrainOptions, problems: Problems) -> None:
     check_optimizer(options, problems)
     _batch(options, problems)
     if options.monitor is not None:
-        if _exists("monitor", options.monitor, "Give a folder of class folders with videos", problems):
-            problems.check(
-                Path(options.monitor).expanduser().is_dir(),
-                f'monitor "{options.monitor}" is a file.',
-                "Give a folder of class folders with videos.",
-            )
+        there = exists("monitor", options.monitor, "Give a folder of class folders with videos", problems)
+        problems.check(
+            not there or Path(options.monitor).is_dir(),
+            f'monitor "{options.monitor}" is a file.',
+            "Give a folder of class folders with videos.",
+        )
     for logger in options.loggers:
         package = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}.get(logger)
         problems.check(
