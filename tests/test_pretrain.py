@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,12 @@ import yaml
 from safetensors.torch import load_file
 
 import stmae
+from stmae.data.loader import Batch
+from stmae.engine.meter import StepResult
 from stmae.errors import UserError
 from stmae.presets import PRESETS
 from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain import Pretraining
 from stmae.tasks.setup import Setup
 from stmae.tasks.task import bind
 
@@ -193,6 +197,27 @@ def test_what_may_change_is_noted_with_old_and_new(videos: Path, tmp_path: Path)
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["derived"]["warmup_steps"] == int(config["warmup"].split()[0]), "it is not warmed up anew"
     assert config["derived"]["steps"] == max(lines) > steps
+
+
+@pytest.mark.slow
+def test_a_roll_back_names_the_clips(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Pretraining.step
+
+    def step(self: Pretraining, batch: Batch) -> StepResult:
+        result = real(self, batch)
+        factor = float("nan") if batch.cursor // 4 - 1 in (4, 5) else 1.0  # four videos a step, two clips of each
+        return StepResult(result.loss_sum * factor, result.weight, result.clips, result.numbers)
+
+    monkeypatch.setattr(Pretraining, "step", step)
+    options = {**SMALL, "epochs": "10 steps", "max_bad_steps": 2, "log_every": 1, "evaluate_every": 100}
+    out = stmae.pretrain(videos, out=tmp_path / "run", **options)
+    log = (out / "log.txt").read_text()
+    assert "2 updates in a row, steps 5 to 6," in log
+    assert re.search(r"what the first of them saw:\n  \S+\.mp4, slot \d+, keys [0-9a-f-]+ ", log)
+    assert "going on from step 0 of" not in log
+    newest = max((out / "checkpoints").glob("step-*"))
+    assert json.loads((newest / "state.json").read_text())["left_out"] == [2, 3, 4, 5]
+    assert [line["step"] for line in metrics(out) if "lr" in line] == [*range(1, 11)]
 
 
 def setup_of(videos: Any, **options: Any) -> Setup:

@@ -385,11 +385,13 @@ def _main_hidden() -> Iterator[None]:
 @contextlib.contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """While workers start: they inherit that SIGINT is blocked, so that Ctrl-C, which a terminal sends to all processes
-    of a command, reaches this one alone, which may need them for the step that it is in.
+    of a command, reaches this one alone, which may need them for the step that it is in. So with Slurm's notice.
     """
-    resource_tracker.ensure_running()  # unblocks SIGINT when it starts, in Python 3.11
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    notices = {getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, notices)
     try:
+        resource_tracker.ensure_running()  # unblocks SIGINT when it starts, in Python 3.11
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stmae import pictures
-from stmae.data.clips import NOMINAL_FPS
+from stmae.data.clips import NOMINAL_FPS, clip_key
 from stmae.data.dataset import BadFile, Sample
 from stmae.data.frozen import save_index
 from stmae.data.loader import Batch, ClipLoader
@@ -416,6 +416,16 @@ class Pretraining(Task):
         if count and text not in self.said:
             self.said.add(text)
             self.log.message(text.format(count) + " Counted in metrics.jsonl.")
+
+    def name_clips(self, begin: int, end: int) -> list[str]:
+        """The videos of some slots, with the keys from which everything random about their clips follows."""
+        clips = self.setup.training_clips()
+        lines = []
+        for slot in range(begin, end):
+            _, item, pass_ = clips.place(slot)
+            keys = (clip_key(clips.seed, pass_, item, repeat) for repeat in range(clips.repeats))
+            lines.append(f"{clips.source.name(item)}, slot {slot}, keys {' '.join(f'{key:x}' for key in keys)}")
+        return lines
 
     def on_save(self, step: int) -> None:
         self._hear()  # verdicts are to be on disk before a checkpoint that lies behind them
