@@ -90,3 +90,23 @@ def test_check_quality(videos, tmp_path):
     assert report["cuts"]["joints"][1] == 1
     assert report["packed"]["bytes_per_second"] > 0
     assert report["command"] in (tmp_path / "check.md").read_text()
+
+
+@pytest.mark.slow
+def test_loading(tmp_path):
+    command = [sys.executable, "benchmarks/loading.py", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # all sides gave the same clips
+    report = json.loads((tmp_path / "loading-cpu.json").read_text())
+    assert report["tables"].keys() == {"long, 1", "long, 4", "short, 1", "short, 4"}
+    for rows in report["tables"].values():
+        sides = {row["side"]: row for row in rows}
+        assert sides["stmae, folder"]["gain"] == 1
+        assert len(sides) >= 6
+        for row in rows:
+            assert 0 < row["slowest"] <= row["clips_per_second"] <= row["fastest"]
+    for parts in report["shares"].values():
+        assert parts["decode"] > parts["seek"] >= 0
+        assert sum(parts.values()) == pytest.approx(2 * parts["total"])
+    assert all(row["clips_per_second"] > 0 for rows in report["fed"].values() for row in rows)
+    assert report["command"] in (tmp_path / "loading-cpu.md").read_text()
