@@ -1,4 +1,4 @@
-"""What loading costs: clips per second and core, from a folder and from shards, beside other ways to get the same frames.
+"""What loading costs: clips per second and core, from a folder and from shards, beside other ways to the same frames.
 
     python benchmarks/loading.py --videos footage/
 
@@ -257,8 +257,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"    {report['command']}",
         "",
-        f"{report['count']} videos ({report['videos']}) of {report['seconds']:.0f} s, short side 256, 30 fps, x264 medium "
-        f"crf 23; bits per frame: {bits}. Clips of {FRAMES} x {SIZE} x {SIZE}, stride {STRIDE}. "
+        f"{report['count']} videos ({report['videos']}) of {report['seconds']:.0f} s, short side 256, 30 fps, x264 "
+        f"medium crf 23; bits per frame: {bits}. Clips of {FRAMES} x {SIZE} x {SIZE}, stride {STRIDE}. "
         f"Medians of {report['rounds']} rounds.",
         "",
     ]
@@ -288,7 +288,7 @@ def markdown(report: dict[str, Any]) -> str:
         "A consumer pulls batches of 8 videos from the loader and does nothing with them. Cores needed: if more cores "
         "bring as much each as these did.",
         "",
-        f"| repeats | workers | clips/s | per core | main process, ms per clip | cores for {report['needed']} clips/s |",
+        f"| repeats | workers | clips/s | per core | main process, ms a clip | cores for {report['needed']} clips/s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for repeats, rows in report["fed"].items():
