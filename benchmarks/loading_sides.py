@@ -71,7 +71,7 @@ def jobs_of(dataset: VideoClips, slots: int) -> list[Job]:
     jobs = []
     for slot in range(slots):
         sample = dataset[slot]
-        path = dataset.source.path(sample.item)
+        path = dataset.source.media(sample.item).path
         keys, references, count, size = _structure(path)
         clips = []
         for key in sample.keys.tolist():
