@@ -4,12 +4,14 @@ Time 0 is the first frame. The frame for time t is the last one whose time stamp
 
     key frame          key frame                 key frame
     |--1--2--3--4--5--6--|--1--2--3--4--5--6--7--8--|--1--2--
-    first frame,          ^ seek here     ^  ^  ^
-    always decoded                      wanted: converted to RGB; the rest is decoded only where wanted frames need it
+                         ^ seek here    ^     ^     ^    ^
+                                        wanted: converted to RGB; the rest is decoded only where wanted frames need it:
+                                        here 7 and 8 are left out, and what comes after the last one
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
@@ -51,7 +53,7 @@ class _Damaged(Exception):
 
 
 class _SeekFailed(Exception):
-    """The container's index leads to the wrong place: read from the start instead."""
+    """The container's index, or a packet, says what does not hold: read everything from the start instead."""
 
 
 @dataclass
@@ -149,6 +151,8 @@ def _deliver(
             following, reading.damage = None, str(error)
         upto = len(wanted) if following is None else bisect_left(stamps, following[0], done)
         if upto > done:
+            if shown[1] is None:
+                raise _SeekFailed  # the first frame was not where its packet says
             pixels = video.pixels(shown[1])
             served = [clip for _, clip, _ in wanted[done:upto]]
             for clip in served:
@@ -157,6 +161,7 @@ def _deliver(
                 take(clip, i, pixels)
             done = upto
         if following is None:
+            assert shown[1] is not None
             return shown[0] + video.frame_duration(shown[1])
         shown = following
     return None
@@ -166,7 +171,7 @@ class _Video:
     """An open video file, read forwards frame by frame; a context manager that closes it.
 
     Attributes:
-        first: the first frame and its time, 0.
+        first: time 0 and the first frame; None for one that is decoded only if it is wanted.
         wanted: sorted times, in seconds; other frames may be left out.
         stated_duration: in seconds, as the file states it; 0 where it does not or cannot be trusted.
     """
@@ -188,17 +193,24 @@ class _Video:
             self._ahead_stamps: list[int] = []  # sorted presentation times of these and of a few before them
             self._read_error: _Damaged | None = None  # met beyond the packets in `_ahead`
             self._frames: deque[av.VideoFrame] = deque()  # decoded, not yet handed out
-            self._sought = False
+            self._sought = False  # not everything from the start was decoded
             self._decoded_pixels = 0
             self._fed = 0  # stamp of decoding of the last packet that went into the decoder
             self._last = -math.inf  # time of the newest frame
-            self._floor = -math.inf  # frames before this time are not whole
+            self._landed: int | None = None  # the key frame that was gone to, until it comes out of the decoder
+            self._floor: int | None = None  # its stamp: frames before it are not whole
+            self._over = False  # all that is wanted has gone through the decoder
             self._zero = 0  # the first frame's stamp, in units of the stream's time base
-            first = self._first_frame()
-            self._zero = self._stamp(first) or 0
-            self._last = 0.0
-            self._size, self._turns = (first.height, first.width), quarter_turns(first)
-            self.first = (0.0, first)
+            self._size, self._turns = (self._decoder.height, self._decoder.width), -1
+            self.first: tuple[float, av.VideoFrame | None] = (0.0, None)
+            if self._seeking and self._plain_start():
+                self._zero = self._fed = self._ahead_stamps[0]
+            else:
+                first = self._first_frame()
+                self._zero = self._stamp(first) or 0
+                self._last = 0.0
+                self._size, self._turns = (first.height, first.width), quarter_turns(first)
+                self.first = (0.0, first)
             self.stated_duration = self._stated_duration()
         except BaseException:
             self._container.close()
@@ -210,42 +222,46 @@ class _Video:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
-    def next(self, goal: float) -> tuple[float, av.VideoFrame] | None:
+    def next(self, goal: float) -> tuple[float, av.VideoFrame | None] | None:
         """The next frame and its time, None at the end of the file.
 
-        Frames before the one shown at time `goal` may be left out, so may frames that no time in `wanted` needs.
+        Frames before the one shown at time `goal` may be left out, so may frames that no time in `wanted` needs; what
+        follows the last one that is wanted comes as (infinity, None).
 
         Raises:
             _Damaged, _SeekFailed
         """
-        sought = self._seeking and self._seek(goal)
+        if self._seeking:
+            self._seek(goal)
         try:
             found = self._next()
         except _Damaged:
-            if sought:
+            if self._landed is not None:
                 raise _SeekFailed from None
             raise
-        # Some indexes call frames key frames that refer to others.
-        if sought and (found is None or found[0] > goal or found[1].is_corrupt or found[1].pict_type != _INTRA):
+        if self._landed is not None and (found is None or found[1] is None):
             raise _SeekFailed
         return found
 
-    def _next(self) -> tuple[float, av.VideoFrame] | None:
-        while (frame := self._decoded()) is not None:
-            if frame.is_corrupt and self._sought:
-                raise _SeekFailed  # what conceals its damage comes from all that was decoded before
-            stamp = self._stamp(frame)
-            time = self._last + self._step if stamp is None else (stamp - self._zero) * self._unit
-            if time < self._floor:
-                continue  # after a seek: its references were not decoded
-            # Frames leave the decoder in the order they are shown in; where stamps contradict it, they are wrong.
-            self._last = time if time > self._last else self._last + self._step
-            return self._last, frame
-        return None
+    def _next(self) -> tuple[float, av.VideoFrame | None] | None:
+        frame = self._decoded()
+        if frame is None:
+            return (math.inf, None) if self._over else None
+        if frame.is_corrupt and self._sought:
+            raise _SeekFailed  # what conceals its damage comes from all that was decoded before
+        stamp = self._stamp(frame)
+        time = self._last + self._step if stamp is None else (stamp - self._zero) * self._unit
+        # Frames leave the decoder in the order they are shown in; where stamps contradict it, they are wrong.
+        self._last = time if time > self._last else self._last + self._step
+        return self._last, frame
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 (H, W, 3), upright, in the size of the first frame."""
         height, width = self._size
+        if self._turns < 0:  # the first frame was not seen: this one stands for it
+            if (frame.height, frame.width) != self._size:
+                raise _SeekFailed
+            self._turns = quarter_turns(frame)
         with reasons(self.path, "cannot be converted to RGB"):
             array = frame.to_ndarray(format="rgb24", height=height, width=width, threads=1)
         return np.ascontiguousarray(np.rot90(array, self._turns)) if self._turns else array
@@ -270,6 +286,21 @@ class _Video:
             seconds = (self._container.duration or 0) / av.time_base - max(0.0, self._zero * self._unit)
         return seconds if seconds > 0 else 0.0
 
+    def _plain_start(self) -> bool:
+        """Whether the packets tell the first frame's time: a whole key frame that is shown before all others."""
+        try:
+            self._read_ahead()
+        except _Damaged:
+            return False
+        pictures = [packet for packet in self._ahead if packet.size]
+        return (
+            bool(pictures and self._ahead_stamps)
+            and pictures[0] is self._ahead[0]
+            and pictures[0].is_keyframe
+            and pictures[0].pts == self._ahead_stamps[0]
+            and not any(packet.pts is None or packet.is_discard or packet.is_corrupt for packet in pictures)
+        )
+
     def _first_frame(self) -> av.VideoFrame:
         reason = "holds no pictures"
         for _ in range(MAX_BARREN_PACKETS):
@@ -284,34 +315,75 @@ class _Video:
         raise DecodeError(self.path, f"no frame can be decoded: {reason}")
 
     def _decoded(self) -> av.VideoFrame | None:
-        """The next frame out of the decoder, None at the end of the file."""
+        """The next frame out of the decoder, None at the end of the file or of what is wanted."""
         barren = 0
         while not self._frames:
             self._read_ahead()
-            if not self._ahead:
+            if not self._ahead or self._over:
                 return None
-            packet = self._ahead.popleft()
+            packet = self._ahead[0]
+            needed = self._needed(packet)
+            if not needed and self._seeking and self._passed_over():
+                continue
+            self._ahead.popleft()
             if not packet.size and (packet.pts is not None or packet.dts is not None):
                 continue  # a gap in the stream; the empty packet at its end has no stamps
             self._fed = packet.dts if packet.dts is not None else self._fed
-            needed = self._needed(packet)
             if not needed and self._decoder.codec.intra_only:
                 continue
             # A frame that no other one refers to costs nothing if it is not wanted: the decoder skips it.
             self._skip("DEFAULT" if needed else "NONREF")
-            try:
-                self._frames.extend(self._decoder.decode(packet if packet.size else None))
-            except Exception as error:
-                raise _Damaged(in_words(error)) from error
+            self._feed(packet if packet.size else None)
             barren += needed
             if barren > MAX_BARREN_PACKETS:
                 raise _Damaged(f"{MAX_BARREN_PACKETS} packets without a picture")
+            # Counted, not timed, so that every machine gives up at the same place.
             self._decoded_pixels += self._decoder.width * self._decoder.height
-            if (
-                self._decoded_pixels > MAX_DECODED
-            ):  # counted, not timed, so that every machine gives up at the same place
+            if self._decoded_pixels > MAX_DECODED:
                 raise _Damaged(f"{MAX_DECODED >> 20} million pixels decoded, and no key frame with an index nearby")
         return self._frames.popleft()
+
+    def _feed(self, packet: av.Packet | None) -> None:
+        """Decodes a packet, or all that is left inside the decoder."""
+        try:
+            frames = self._decoder.decode(packet)
+        except Exception as error:
+            raise _Damaged(in_words(error)) from error
+        for frame in frames:
+            if self._floor is not None and frame.pts is not None and frame.pts < self._floor:
+                continue  # its references were not decoded
+            if self._landed is not None:
+                # Some indexes call frames key frames that refer to others.
+                if frame.pts != self._landed or frame.is_corrupt or frame.pict_type != _INTRA:
+                    raise _SeekFailed
+                self._landed = None
+            self._frames.append(frame)
+
+    def _passed_over(self) -> bool:
+        """Leaves out the packets up to the next key frame, or all, if no wanted frame needs them."""
+        later = itertools.islice(self._ahead, 1, None)
+        key = next((packet for packet in later if packet.is_keyframe and packet.pts is not None), None)
+        limit = math.inf if key is None else self._seconds(key.pts)
+
+        def wanted(begin: int) -> bool:
+            place = bisect_left(self.wanted, self._seconds(begin))
+            return place < len(self.wanted) and self.wanted[place] < limit
+
+        # What is read first is not what is shown first; but it ends most calls.
+        if wanted(self._ahead[0].pts):
+            return False
+        least = min(packet.pts for packet in self._ahead if packet.pts is not None)
+        if wanted(least):
+            return False
+        self._over = self.wanted[-1] < self._seconds(least)
+        self._feed(None)
+        if key is not None and not self._over:
+            self._decoder.flush_buffers()
+            while self._ahead[0] is not key:
+                self._ahead.popleft()
+            self._landed = self._floor = key.pts
+            self._sought = True
+        return True
 
     def _skip(self, which: str) -> None:
         if self._decoder.skip_frame != which:
@@ -344,17 +416,19 @@ class _Video:
         begin, end = self._seconds(packet.pts), self._seconds(self._ahead_stamps[later])
         return bisect_left(self.wanted, begin) < bisect_left(self.wanted, end)
 
-    def _seek(self, goal: float) -> bool:
+    def _seek(self, goal: float) -> None:
         """Goes to the last key frame not after `goal`, if that saves decoding."""
+        if goal < self._seconds(self._fed) + SEEK_GAIN:
+            return
         try:
             index = self._stream.index_entries
             stamp = self._zero + math.floor(goal / self._unit)
             place = index.search_timestamp(stamp)
             if place < 0 or index[place].timestamp < self._fed + SEEK_GAIN / self._unit:
-                return False
+                return
             # The frame for `goal` may be shown before the key frame found and refer to the one before that.
             if self._land(stamp, goal) or self._land(index[place].timestamp - 1, goal):
-                return True
+                return
         except Exception as error:
             raise _SeekFailed from error
         raise _SeekFailed
@@ -371,7 +445,8 @@ class _Video:
         key = self._ahead[0] if self._ahead else None
         if key is None or not key.is_keyframe or key.pts is None or self._seconds(key.pts) > goal:
             return False
-        self._floor, self._last = self._seconds(key.pts), -math.inf
+        self._landed = self._floor = key.pts
+        self._last = -math.inf
         # An index that leads backwards misleads: go on from here, which is right all the same, but seek no more.
         self._seeking = (key.pts if key.dts is None else key.dts) > self._fed
         return True
