@@ -222,6 +222,54 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(converted) == 3  # 105 serves two clips
 
 
+def fed_packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Presentation times of the packets that go into the decoder from now on."""
+    fed: list[int] = []
+    feed = video._Video._feed
+
+    def counted(self: video._Video, packet: av.Packet | None) -> None:
+        if packet is not None:
+            fed.append(round(packet.pts * float(packet.time_base) * 30))
+        feed(self, packet)
+
+    monkeypatch.setattr(video._Video, "_feed", counted)
+    return fed
+
+
+def test_packets_that_no_wanted_frame_needs_stay_undecoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without B-frames every frame refers to the one before: from the key frame to the wanted one, and no further."""
+    path = numbered(tmp_path / "v.mp4", 120, g="12", bf="0", sc_threshold="0")
+    fed = fed_packets(monkeypatch)
+    got, reading = read(path, [[n / 30 + 0.01 for n in (30, 33, 45, 46, 100)]])
+    assert [number(got[0, i]) for i in range(5)] == [30, 33, 45, 46, 100]
+    assert fed == [*range(24, 34), *range(36, 47), *range(96, 101)]
+    assert reading.repeated == [False]
+    fed.clear()
+    got, reading = read(path, [[0.0, 0.001, 1 / 30], [3.98, 3.99]])  # the first frames and the last one
+    assert [number(got[key]) for key in sorted(got)] == [0, 0, 1, 119, 119]
+    assert fed == [0, 1, *range(108, 120)]
+    assert reading.repeated == [True, True]
+
+
+def test_a_first_packet_without_a_picture_is_no_first_frame(tmp_path: Path) -> None:
+    """Its time tells nothing then; and what cannot be relied on costs a second reading, not a wrong frame."""
+    path = numbered(tmp_path / "v.mp4", 60, g="12", bf="0", sc_threshold="0")
+    with av.open(str(path)) as container:
+        packet = next(container.demux(video=0))
+        begin, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[begin : begin + size] = bytes(size)
+    path.write_bytes(data)
+    got, _ = read(path, [[0.001, 1.01]])
+    slow: Frames = {}
+    video._read_clips(
+        path, 1, lambda *_: [0.001, 1.01], lambda c, i, px: slow.update({(c, i): px.copy()}), seeking=False
+    )
+    for key in slow:
+        np.testing.assert_array_equal(got[key], slow[key])
+    assert number(got[0, 0]) > 0
+
+
 def test_a_clip_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     path = numbered(tmp_path / "v.mp4", 110, g="15", bf="3")
     together, times, _ = read_random(path, clips=4)

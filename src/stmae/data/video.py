@@ -195,7 +195,7 @@ class _Video:
             self._frames: deque[av.VideoFrame] = deque()  # decoded, not yet handed out
             self._sought = False  # not everything from the start was decoded
             self._decoded_pixels = 0
-            self._fed = 0  # stamp of decoding of the last packet that went into the decoder
+            self._fed = 0  # stamp of decoding of the last packet that went into the decoder, or was gone to
             self._last = -math.inf  # time of the newest frame
             self._landed: int | None = None  # the key frame that was gone to, until it comes out of the decoder
             self._floor: int | None = None  # its stamp: frames before it are not whole
@@ -328,7 +328,7 @@ class _Video:
             self._ahead.popleft()
             if not packet.size and (packet.pts is not None or packet.dts is not None):
                 continue  # a gap in the stream; the empty packet at its end has no stamps
-            self._fed = packet.dts if packet.dts is not None else self._fed
+            self._fed = _decoding_stamp(packet, self._fed)
             if not needed and self._decoder.codec.intra_only:
                 continue
             # A frame that no other one refers to costs nothing if it is not wanted: the decoder skips it.
@@ -382,6 +382,7 @@ class _Video:
             while self._ahead[0] is not key:
                 self._ahead.popleft()
             self._landed = self._floor = key.pts
+            self._fed = _decoding_stamp(key, self._fed)
             self._sought = True
         return True
 
@@ -448,5 +449,11 @@ class _Video:
         self._landed = self._floor = key.pts
         self._last = -math.inf
         # An index that leads backwards misleads: go on from here, which is right all the same, but seek no more.
-        self._seeking = (key.pts if key.dts is None else key.dts) > self._fed
+        before, self._fed = self._fed, _decoding_stamp(key, self._fed)
+        self._seeking = self._fed > before
         return True
+
+
+def _decoding_stamp(packet: av.Packet, default: int) -> int:
+    """When a packet goes into the decoder; behind a seek some have no such stamp, and the time of showing stands in."""
+    return next((stamp for stamp in (packet.dts, packet.pts) if stamp is not None), default)
