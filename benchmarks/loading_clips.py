@@ -1,12 +1,12 @@
-"""The videos that loading.py measures with: 10 seconds, short side 256, H.264, with key frames far apart or near."""
+"""The videos that loading.py measures with: 10 seconds, short side 256, H.264, as x264 makes them and as we pack."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,27 +14,40 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stmae.tasks.pack import pack
+
 RATE, SHORT_SIDE = 30, 256
-# What x264 does unless told otherwise (a key frame at least every 250 frames), and what suits random access.
-GROUPS = {"long": 250, "short": 12}
-QUALITY = {"preset": "medium", "crf": "23", "threads": "1"}
+# What x264 does unless told otherwise: a key frame at least every 250 frames, three B-frames, CABAC, deblocking.
+X264 = {"preset": "medium", "crf": "23", "g": "250", "threads": "1"}
 SMALLEST, SHORTEST = 200, 3.0  # short side in pixels and duration in seconds of footage that is worth taking
 
 
-def make_clips(folder: Path, *, count: int, frames: int, footage: Path | None) -> dict[str, list[Path]]:
-    """Writes `count` clips of `frames` frames in each way of coding; clips of a place in the lists show the same.
+def make_clips(folder: Path, *, count: int, frames: int, footage: Path | None) -> None:
+    """Makes `count` clips of `frames` frames in three forms that show the same.
+
+        folder/plain/00.mp4 ...     as x264 makes them
+        folder/shards/              these, packed: written anew by `stmae pack`
+        folder/packed/00.mp4 ...    the files in the shards, for those who read no shards
 
     Args:
         folder: where they go.
         footage: a folder of videos, whose pictures are taken and looped; None makes moving textures.
     """
     sources: list[Path | int] = list(range(count)) if footage is None else list(_suited(footage, count))
-    paths = {kind: [folder / kind / f"{number:02d}.mp4" for number in range(count)] for kind in GROUPS}
-    for kind in GROUPS:
-        (folder / kind).mkdir(parents=True)
+    plain, packed = folder / "plain", folder / "packed"
+    plain.mkdir(parents=True)
+    packed.mkdir()
+    paths = [plain / f"{number:02d}.mp4" for number in range(count)]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        list(pool.map(_write, sources, zip(*paths.values(), strict=True), itertools.repeat(frames)))
-    return paths
+        list(pool.map(_write, sources, paths, itertools.repeat(frames)))
+    pack(plain, out=folder / "shards", short_side=SHORT_SIDE)
+    for shard in sorted((folder / "shards").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".mp4"):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    (packed / Path(member.name).name).write_bytes(content.read())
 
 
 def _suited(folder: Path, count: int) -> list[Path]:
@@ -59,25 +72,18 @@ def _suited(folder: Path, count: int) -> list[Path]:
     return [path for _, path in found[begin : begin + count]]
 
 
-def _write(source: Path | int, paths: tuple[Path, ...], frames: int) -> None:
-    """The same pictures, once in each way of coding."""
-    with ExitStack() as stack:
-        containers = [stack.enter_context(av.open(str(path), "w")) for path in paths]
-        streams = [
-            container.add_stream("libx264", rate=RATE, options={**QUALITY, "g": str(group)})
-            for container, group in zip(containers, GROUPS.values(), strict=True)
-        ]
+def _write(source: Path | int, path: Path, frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options=X264)
+        stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
         pictures = _textures(source) if isinstance(source, int) else _footage(source)
         for number, picture in enumerate(itertools.islice(pictures, frames)):
+            if number == 0:
+                stream.width, stream.height = picture.width, picture.height
             picture.pts, picture.time_base = number, Fraction(1, RATE)
             picture.pict_type = av.video.frame.PictureType.NONE  # not what it was in the footage
-            for container, stream in zip(containers, streams, strict=True):
-                if number == 0:
-                    stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
-                    stream.codec_context.thread_count = 1
-                container.mux(stream.encode(picture))
-        for container, stream in zip(containers, streams, strict=True):
-            container.mux(stream.encode())
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
 
 
 def _footage(path: Path) -> Iterator[av.VideoFrame]:

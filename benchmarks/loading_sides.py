@@ -16,7 +16,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from loading_clips import GROUPS, RATE
+from loading_clips import RATE
 from torch import Tensor
 
 from stmae.data.clips import Box, clip_times, crop_box, flip
@@ -67,7 +67,7 @@ class Job:
 
 
 def jobs_of(dataset: VideoClips, slots: int) -> list[Job]:
-    """What our data set gives in its first slots, told to others beforehand."""
+    """What our data set gives in its first slots, told to others beforehand; it reads a folder."""
     jobs = []
     for slot in range(slots):
         sample = dataset[slot]
@@ -219,4 +219,4 @@ def peers() -> tuple[dict[str, Callable[[Job], Tensor]], list[str]]:
     return found, notes
 
 
-__all__ = ["GROUPS", "Job", "bare", "jobs_of", "ours", "peers", "whole"]
+__all__ = ["Job", "bare", "jobs_of", "ours", "peers", "whole"]

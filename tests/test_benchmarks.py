@@ -98,11 +98,11 @@ def test_loading(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr  # all sides gave the same clips
     report = json.loads((tmp_path / "loading-cpu.json").read_text())
-    assert report["tables"].keys() == {"long, 1", "long, 4", "short, 1", "short, 4"}
+    assert report["tables"].keys() == {"plain, 1", "plain, 4", "packed, 1", "packed, 4"}
     for rows in report["tables"].values():
-        sides = {row["side"]: row for row in rows}
-        assert sides["stmae, folder"]["gain"] == 1
-        assert len(sides) >= 6
+        assert rows[0]["side"].startswith("stmae")
+        assert rows[0]["gain"] == 1
+        assert len(rows) >= 6
         for row in rows:
             assert 0 < row["slowest"] <= row["clips_per_second"] <= row["fastest"]
     for parts in report["shares"].values():
