@@ -132,8 +132,8 @@ class ModelOptions(Options):
     """Size of a spacetime patch: frames, rows, columns."""
     mask_ratio: float = 0.9
     """Share of the tokens that is hidden from the encoder, above 0 and below 1."""
-    target: Literal["normalized_pixels", "pixels"] = "normalized_pixels"
-    """What is predicted: pixels normalised within each patch, or as they are."""
+    target: Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels"] = "normalized_pixels"
+    """What is predicted: pixels normalised within each patch (or each colour of it: VideoMAE), or as they are."""
     predict_frames: Literal["strided", "linspace", "all"] = "strided"
     """Which frames of a patch are predicted: its first, mae_st's choice of one, or all."""
     positions: Literal["separable", "joint"] = "separable"
