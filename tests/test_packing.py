@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import stmae
-from stmae.data import packing, shard_writer
+from stmae.data import pack_plan, packing, shard_writer
 from stmae.data.encode import Recipe, encode
 from stmae.data.media import Media, original_name, read_clips, segment_name
-from stmae.data.packing import Order, class_numbers, pack
+from stmae.data.pack_plan import Job, class_numbers
+from stmae.data.packing import pack
 from stmae.data.shards import Shards
 from stmae.data.sources import Index, scan, split
 from stmae.data.synthetic import write_video
@@ -45,8 +46,8 @@ def labelled(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def order(folder: Path, workers: int = 0, recipe: Recipe | None = None, size: int = SMALL) -> Order:
-    return Order(scan(folder), "videos", recipe, size, workers)
+def order(folder: Path, workers: int = 0, recipe: Recipe | None = None, size: int = SMALL) -> Job:
+    return Job(scan(folder), "videos", recipe, size, workers)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -174,7 +175,7 @@ def test_only_the_same_pack_goes_on(videos: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="shard_size 120000 is now 999999"):
         pack(order(videos, size=999_999), tmp_path / "out")
     with pytest.raises(UserError, match="the source has changed"):
-        pack(Order(scan(videos).part([0, 2, 1, 3, 4, 5]), "videos", None, SMALL, 0), tmp_path / "out")
+        pack(Job(scan(videos).part([0, 2, 1, 3, 4, 5]), "videos", None, SMALL, 0), tmp_path / "out")
     pack(order(videos), tmp_path / "out")
     before = content(tmp_path / "out")
     assert pack(order(videos), tmp_path / "out").resumed == 6, "a second time there is nothing to do"
@@ -211,7 +212,7 @@ def test_a_full_disk_is_told_and_gone_on_from(videos: Path, tmp_path: Path, monk
     monkeypatch.undo()
     pack(order(videos), tmp_path / "out")
     assert len(Shards.open(tmp_path / "out")) == 6
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    monkeypatch.setattr(pack_plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(UserError, match=r"the shards take at least 0\.0 GB"):
         pack(order(videos), tmp_path / "none")
 
@@ -353,7 +354,7 @@ def test_arrays_and_images_are_stored_as_they_are(tmp_path: Path) -> None:
         file["x/y"] = rng.integers(0, 255, (5, 8, 8, 3), np.uint8)
     names = ["a.png", "b.npy", "c.h5::x/y"]
     index = Index(folder, names)
-    pack(Order(index, "stills", Recipe(), SMALL, 0), tmp_path / "out")
+    pack(Job(index, "stills", Recipe(), SMALL, 0), tmp_path / "out")
     shards = Shards.open(tmp_path / "out")
     assert [shards.name(i) for i in range(3)] == names
     for item in range(3):
@@ -381,6 +382,8 @@ def test_the_command(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert min(shards.entries.size) > 0, "what cannot be read has no place among videos written anew"
     with pytest.raises(UserError, match="3 mistakes"):
         stmae.pack(labelled, out=tmp_path / "x", keep_original=True, fps=-1, shard_size="many")
+    with pytest.raises(UserError, match="no files to pack"):
+        stmae.pack([np.zeros((3, 2, 8, 8), np.uint8)], out=tmp_path / "z")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"1")
     with pytest.raises(UserError, match="none of the 1 items"):

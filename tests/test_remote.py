@@ -166,6 +166,15 @@ def test_what_is_in_use_is_not_removed(folder: Path, tmp_path: Path) -> None:
         assert all(path.exists() for path in paths)
 
 
+def test_of_large_files_few_are_kept_in_use(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "HELD_BYTES", 25_000)
+    cache = Cache(tmp_path / "tiny", 1)
+    with serving(folder) as server:
+        paths = [cache.fetch_range(f"{server.url}/a.bin", i, 10_000) for i in range(10)]
+        assert sum(path.exists() for path in paths) <= cache_module.HELD_SURELY + 1
+        assert paths[-1].exists()
+
+
 def test_half_files_of_killed_processes_are_removed(folder: Path, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 100_000)
     with serving(folder) as server:

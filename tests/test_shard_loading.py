@@ -13,7 +13,8 @@ from stmae.data import remote
 from stmae.data.cache import Cache
 from stmae.data.dataset import VideoClips
 from stmae.data.loader import Batch, ClipLoader
-from stmae.data.packing import Order, pack
+from stmae.data.pack_plan import Job
+from stmae.data.packing import pack
 from stmae.data.remote import NetworkError
 from stmae.data.shards import Shards
 from stmae.data.sources import Source, scan
@@ -36,7 +37,7 @@ def folder(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "shards"
-    pack(Order(scan(folder), "videos", None, 150_000, 0), out)
+    pack(Job(scan(folder), "videos", None, 150_000, 0), out)
     return out
 
 

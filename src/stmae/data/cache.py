@@ -26,7 +26,9 @@ from typing import BinaryIO
 from stmae.data.remote import afresh, download, retried
 from stmae.errors import UserError
 
-HELD = 64  # newest files of a process that are not evicted
+HELD = 64  # newest files of a process that are not evicted,
+HELD_BYTES = 64 * 2**20  # as long as they take no more than this: of whole shards just the newest
+HELD_SURELY = 4
 ROOM = 0.9  # share of the cache that is left full by an eviction
 SIZE = 20 * 10**9  # bytes of a cache where nothing is said
 STALE = 3600.0  # seconds after which an unfinished download belongs to nobody
@@ -181,8 +183,10 @@ def _hold(path: Path) -> bool:
             os.close(file)
             return False
         _held[path] = file
-        while len(_held) > HELD:
+        sizes = [os.fstat(each).st_size for each in _held.values()]
+        while len(_held) > HELD or (len(_held) > HELD_SURELY and sum(sizes) > HELD_BYTES):
             os.close(_held.popitem(last=False)[1])
+            del sizes[0]
         return True
 
 

@@ -282,7 +282,11 @@ def check_export(options: ExportOptions, problems: Problems) -> None:
 
 def check_pack(options: PackOptions, problems: Problems) -> None:
     """Everything `stmae pack` can refuse before it looks into the folder."""
+    from stmae.data.opening import paths_of  # brings NumPy, which --help has no need of
+
     check_source(options, problems)
+    if not paths_of(options.videos):
+        problems.add("clips from Python have no files to pack.", "Write them as .npy files into a folder, and pack it.")
     _writable("out", options.out, problems, folder=True)
     _workers(options.workers, problems)
     if options.given.get("keep_original") and options.asks_for_new:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stmae.data.encode import Recipe
-from stmae.data.packing import Order, Result
+from stmae.data.pack_plan import Job
+from stmae.data.packing import Result
 from stmae.data.packing import pack as pack_source
 from stmae.data.shard_writer import Totals, to_json, write_whole
 from stmae.data.sources import Source
@@ -39,12 +40,12 @@ def pack(options: PackOptions) -> Path:
     with Log([Console()]) as log:
         source = open_given(options, log.message)
         workers = _cores() if options.workers is None else options.workers
-        order = Order(source, str(options.videos), recipe, size_in_bytes(options.shard_size), workers)
+        job = Job(source, str(options.videos), recipe, size_in_bytes(options.shard_size), workers)
         how = "their bytes as they are" if recipe is None else describe(recipe)
         log.message(f"{len(source):,} items from {source.root} to {options.out}: {how}; {workers} workers.")
         progress = _Progress(log, len(source))
         try:
-            result = pack_source(order, options.out, progress)
+            result = pack_source(job, options.out, progress)
         except KeyboardInterrupt:
             log.message("Stopped. The same command goes on with the shard that was being written.")
             raise
