@@ -110,3 +110,15 @@ def test_loading(tmp_path):
         assert sum(parts.values()) == pytest.approx(2 * parts["total"])
     assert all(row["clips_per_second"] > 0 for rows in report["fed"].values() for row in rows)
     assert report["command"] in (tmp_path / "loading-cpu.md").read_text()
+
+
+def test_packing(videos: Path, tmp_path: Path) -> None:
+    command = ["benchmarks/packing.py", "--videos", str(videos), "--quick", "--short-side", "32"]
+    run(tmp_path, *command, "--out", str(tmp_path / "results"))
+    report = json.loads((tmp_path / "results" / "packing.json").read_text())
+    assert {row["workers"] for row in report["packing"]} >= {1}
+    assert all(row["items_per_second"] > 0 and row["bytes_out"] > 0 for row in report["packing"])
+    assert {row["recipe"] for row in report["recipes"]} >= {"files as they are", "stmae's, gop 16"}
+    by_gop = {row["recipe"]: row.get("bytes", 0) for row in report["recipes"]}
+    assert by_gop["stmae's, gop 8"] > by_gop["stmae's, gop 250"]
+    assert "ms per clip" in (tmp_path / "results" / "packing.md").read_text()
