@@ -15,9 +15,12 @@ from stmae.data.clips import (
     flip,
     next_key,
     pass_order,
+    segment_times,
+    segment_times_at,
     splitmix64,
     times_at,
     uniform,
+    view_boxes,
 )
 
 KEY, NEXT = 2391539541053276776, 3791236603674338492
@@ -156,3 +159,34 @@ def test_the_centre_box_is_central_and_as_large_as_can_be(height: int, width: in
     assert abs(2 * box.left + box.width - width) <= 1
     if min(box.height, box.width) > 50:
         assert box.width / box.height == pytest.approx(ratio, rel=0.02)
+
+
+@given(st.floats(0.05, 500), st.integers(1, 32), st.integers(-(2**63), 2**63 - 1))
+def test_segments_give_a_frame_of_each_part(duration: float, frames: int, key: int) -> None:
+    bounds = np.arange(frames + 1) * (duration / frames)
+    random, middle = segment_times(duration, frames, key), segment_times_at(duration, frames, 0.5)
+    for chosen in (random, middle):
+        assert not chosen.shrunk
+        assert (chosen.times >= bounds[:-1] * (1 - 1e-12)).all()
+        assert (chosen.times <= bounds[1:]).all()
+        assert chosen.times[-1] < duration
+    assert np.allclose(middle.times, (bounds[:-1] + bounds[1:]) / 2)
+
+
+def test_segments_meet_every_frame_of_a_part_equally_often() -> None:
+    # 24 frames at 24 fps in 4 parts of 6: each frame is shown by a sixth of the clips.
+    shown = np.stack([np.floor(segment_times(1.0, 4, key).times * 24) for key in range(3000)]).astype(int)
+    assert (shown // 6 == np.arange(4)).all()
+    counts = np.bincount(shown.ravel(), minlength=24)
+    assert counts.min() > 400
+    assert counts.max() < 600
+    assert (np.floor(segment_times_at(1.0, 4, 0.5).times * 24) == [3, 9, 15, 21]).all()
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.floats(0.3, 3))
+def test_three_views_are_the_ends_and_the_middle(height: int, width: int, ratio: float) -> None:
+    first, middle, last = view_boxes(height, width, ratio)
+    assert middle == centre_box(height, width, ratio)
+    assert (first.top, first.left) == (0, 0)
+    assert (last.top + last.height, last.left + last.width) == (height, width)
+    assert {(b.height, b.width) for b in (first, middle, last)} == {(middle.height, middle.width)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from stmae.data.dataset import VideoClips
 from stmae.data.frozen import index_changes, load_index, save_index
 from stmae.data.index import Index
+from stmae.data.loader import ClipLoader
 from stmae.data.names import Names
 from stmae.data.opening import open_source, read_report
 from stmae.data.sources import Mixture, TensorSource, names_of, split
@@ -159,3 +163,58 @@ def test_a_run_keeps_labels_and_sources(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 sources, and 1 are given"):
         load_index(tmp_path / "index.csv", a)
     assert os.listdir(tmp_path) == ["index.csv"]
+
+
+def write_tar(path: Path, names: list[str]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"bytes"))
+
+
+def test_a_run_keeps_its_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in "bd":
+        write_tar(folder / f"{shard}.tar", [f"{shard}{i:02d}.mp4" for i in range(20)])
+    whole = open_source(folder)
+    names = list(names_of(whole))
+    kept = whole.part([i for i in range(40) if i not in (3, 30)])  # two were left out
+    train, held = split(kept, 0.2)
+    save_index(tmp_path / "index.csv", train, held)
+    assert len((tmp_path / "index.csv").read_text().splitlines()) == 1 + 1 + 2 + 2 + len(held)
+
+    for now in (None, open_source(folder)):
+        again = load_index(tmp_path / "index.csv", now)
+        assert [list(names_of(part)) for part in again] == [list(names_of(train)), list(names_of(held))]
+    write_tar(folder / "a.tar", ["new.mp4"])  # comes before the others, and moves none of them
+    now = open_source(folder)
+    again = load_index(tmp_path / "index.csv", now)
+    assert [list(names_of(part)) for part in again] == [list(names_of(train)), list(names_of(held))]
+    assert index_changes(again, now) == (["a.tar"], [])
+    assert sorted([*names_of(train), *names_of(held), names[3], names[30]]) == sorted(names)
+    write_tar(folder / "d.tar", ["other.mp4"])
+    with pytest.raises(UserError, match=r"1 of the 2 shards .*0 are gone, 1 hold other items\): d\.tar"):
+        load_index(tmp_path / "index.csv", open_source(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_deep_arrays_come_through_the_loader(tmp_path: Path, workers: int) -> None:
+    data = np.random.default_rng(0).integers(0, 4096, (6, 12, 16, 16, 2)).astype(np.uint16)
+    for i, array in enumerate(data):
+        np.save(tmp_path / f"{i}.npy", array)
+    source = open_source(tmp_path)
+    values = values_of(source, (0, 4095))
+    clips = VideoClips(
+        source, frames=12, stride=1, image_size=(16, 16), repeats=1, seed=0, flip=False,
+        crop_area=(1, 1), crop_aspect=(1, 1), values=values,
+    )  # fmt: skip
+    with ClipLoader(clips, batch_size=3, workers=workers) as loader:
+        batches = [next(loader) for _ in range(2)]
+    found = torch.cat([batch.clips for batch in batches])
+    assert (found.shape, found.dtype) == ((6, 2, 12, 16, 16), torch.float32)
+    order = [clips.place(slot).item for slot in range(6)]
+    expected = (torch.from_numpy(data.astype(np.float32))[order] / 4095 - 0.45) / 0.225
+    torch.testing.assert_close(found, expected.permute(0, 4, 1, 2, 3))

@@ -14,7 +14,7 @@ from small_run import clock_times, write_clock
 from stmae.data.dataset import FixedClips
 from stmae.data.sources import Index
 from stmae.data.video import DecodeError
-from stmae.data.views import End, Places, View, read_views, spread, starting, stream_views, windows
+from stmae.data.views import End, Places, View, read_views, segments, spread, starting, stream_views, windows
 
 STEP = 4 / 30
 SPAN = 8 * STEP
@@ -184,3 +184,27 @@ def test_real_files_of_all_kinds_give_all_their_windows(shared: Path) -> None:
         assert end.clips >= 1
         assert all(last[number].times[-1] <= end.duration for number in range(end.clips)), path
     assert read_some > 20
+
+
+def test_three_crops_show_both_ends_and_the_middle(tmp_path: Path) -> None:
+    array = np.zeros((12, 8, 24, 3), np.uint8)
+    array[:] = np.arange(24)[None, None, :, None] * 10 + np.arange(12)[:, None, None, None]
+    np.save(tmp_path / "a.npy", array)
+    views: list[View] = []
+    end = read_views(tmp_path / "a.npy", spread(2, 2.0, 2), image_size=(8, 8), give=views.append, crops=3)
+    assert end.clips == 6
+    assert sorted(view.number for view in views) == list(range(6))
+    for view in views:
+        place, crop = divmod(view.number, 3)
+        times = spread(2, 2.0, 2)(12 / 30)[place].times
+        assert np.array_equal(view.times, times)
+        first = array[int(times[0] * 30 + 1e-6), :, 8 * crop : 8 * crop + 8]
+        assert np.array_equal(view.clip[:, 0].permute(1, 2, 0).numpy(), first)
+
+
+def test_segments_are_right_to_the_frame(clock: Path) -> None:
+    views, end = read(clock, segments(5, 2))
+    assert end.clips == 2
+    for number, view in enumerate(sorted(views, key=lambda view: view.number)):
+        wanted = np.arange(5) + (0.25, 0.75)[number]
+        np.testing.assert_allclose(clock_times(view.clip), np.floor(wanted * 30 + 1e-6) / 30, atol=0.03)

@@ -65,7 +65,7 @@ def read_clips(media: Media, clips: int, choose: Choose, take: Take) -> Reading:
         for place, clip, position in sorted(wanted):
             if place != shown:
                 with reasons(media, f"frame {place} cannot be read"):
-                    shown, pixels = place, np.ascontiguousarray(frames.read(place))
+                    shown, pixels = place, np.array(frames.read(place), order="C")  # a copy: mapped ones are read-only
             take(clip, position, pixels)
     return Reading(duration, repeated)
 

@@ -211,13 +211,13 @@ class VideoClips(_Clips):
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Of a slot's clips: (R, C, T, H, W)."""
-        channels = self.source.shape[0] if isinstance(self.source, TensorSource) else 3
+        channels = self.source.shape[0] if isinstance(self.source, TensorSource) else self.values.channels
         return (self.repeats, channels, self.frames, *self.image_size)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the clips."""
-        return self.source.dtype if isinstance(self.source, TensorSource) else torch.uint8
+        return self.source.dtype if isinstance(self.source, TensorSource) else self.values.dtype
 
     def place(self, slot: int) -> Place:
         """What a slot shows, whether or not it can be read."""

@@ -204,6 +204,7 @@ def index_changes(frozen: Sequence[Source], found: Source) -> tuple[list[str], l
 def _things(source: Source) -> Iterable[str]:
     for each in parts_of(source):
         if is_shards(each):
-            yield from each.entries.tables["shard"]  # type: ignore[attr-defined]
+            shards: Any = each
+            yield from shards.entries.tables["shard"].part(np.unique(shards.blocks))
         else:
             yield from each.paths  # type: ignore[attr-defined]

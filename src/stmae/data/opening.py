@@ -163,10 +163,9 @@ def open_list(
     found, missing = locate(folder, entries, lambda below: list(files_below(below)))
     if missing:
         _missing(path, folder, [entries[i] for i in missing], len(found), skip_missing, say)
-    kept = np.setdiff1d(np.arange(len(found)), missing)
     labels = listed.labels if listed.labels is not None or folder != Path("/") else [""] * len(found)
     index = Index(folder, Names.of(found), None if labels is None else Names.of(labels))
-    return index.part(kept) if missing else index
+    return index.part(np.setdiff1d(np.arange(len(found)), missing)) if missing else index
 
 
 def _missing(path: Path, folder: Path, missing: list[str], total: int, skip: bool, say: Say) -> None:

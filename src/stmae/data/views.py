@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,7 +35,6 @@ from .values import Values
 
 LONG = 600.0  # seconds: what a file's header is believed
 
-Crops = Literal[1, 3]
 Places = Callable[[float], list[ClipTimes]]  # from a video's duration in seconds to the times of its clips
 
 
@@ -129,7 +127,7 @@ def read_views(
     image_size: tuple[int, int],
     give: Callable[[View], None],
     item: int = 0,
-    crops: Crops = 1,
+    crops: int = 1,
     values: Values | None = None,
 ) -> End:
     """Reads the clips of one video in a single pass.
@@ -179,7 +177,7 @@ def read_views(
     true = chosen(reading.duration)
     return End(
         item,
-        min(len(true), len(times)),
+        crops * min(len(true), len(times)),
         min(reading.duration, longest),
         true[0].shrunk and not reading.still,
         reading.damage,
@@ -214,7 +212,7 @@ def stream_views(
     *,
     image_size: tuple[int, int],
     threads: int,
-    crops: Crops = 1,
+    crops: int = 1,
     values: Values | None = None,
 ) -> Iterator[View | End]:
     """The clips of all videos, in the source's order, an `End` after each video's.

@@ -236,6 +236,11 @@ def check_embed(options: EmbedOptions, problems: Problems) -> None:
         )
     _threads(options, problems)
     _at_least(options, ("views", "batch_size"), 1, problems)
+    problems.check(
+        options.crops in (1, 3),
+        f"crops {options.crops} is neither 1 nor 3.",
+        "Choose 1 (the middle) or 3 (both ends too).",
+    )
     _workers(options.workers, problems)
 
 

@@ -312,8 +312,8 @@ class EmbedOptions(SourceOptions, RunOptions):
     """Seconds between windows: a row per window, with its times."""
     views: int = 1
     """Clips spread over a video whose features are averaged, where there are no windows."""
-    crops: Literal[1, 3] = 1
-    """Parts of the picture whose features are averaged too: its middle, or both ends as well."""
+    crops: int = 1
+    """Parts of the picture whose features are averaged too: 1, its middle, or 3, both ends as well."""
     batch_size: int = 8
     """Clips per step."""
     workers: Annotated[int | None, default("from the machine's cores")] = None

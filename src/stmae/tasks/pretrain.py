@@ -453,6 +453,7 @@ def farewell(run: RunFolder, options: PretrainOptions) -> str:
     lines = [f"done: the encoder is {run.encoder}, the pictures are in {run.reconstructions}. Next:"]
     if paths_of(options.videos):
         videos = " ".join(shlex.quote(str(path)) for path in paths_of(options.videos))
+        videos += "" if options.root is None else f" --root {shlex.quote(str(options.root))}"
         lines += [
             f"  stmae reconstruct {folder} --model {folder} --out {folder}-pictures",
             f"  stmae embed {videos} --model {folder} --out features.parquet",
