@@ -24,6 +24,7 @@ import torch
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.log import Log, format_table
 from stmae.engine.parallel import whole
+from stmae.engine.parallel import whole
 from stmae.errors import UserError
 
 R = TypeVar("R")
@@ -112,6 +113,8 @@ def diagnose(
     clips: Sequence[str],
 ) -> str:
     """What a person needs to find the cause: losses and gradient norms, clips, the largest parameters.
+
+    All processes call it at the same time.
 
     Args:
         bad: the steps that were not finite; the last of `history` belongs to the last of them.
