@@ -24,7 +24,6 @@ import torch
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.log import Log, format_table
 from stmae.engine.parallel import whole
-from stmae.engine.parallel import whole
 from stmae.errors import UserError
 
 R = TypeVar("R")
@@ -129,7 +128,7 @@ def diagnose(
         more = [(f"and {len(clips) - SHOWN} more",)] if len(clips) > SHOWN else []
         parts.append(format_table("what the first of them saw:", [*((clip,) for clip in clips[:SHOWN]), *more]))
     sizes = [
-        (float(whole(parameter.detach().abs().max())), name)
+        (float(whole(parameter.detach()).abs().max()), name)
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     ]
