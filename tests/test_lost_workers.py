@@ -60,14 +60,18 @@ def test_a_resumed_run_heeds_the_verdicts(videos: Path, tmp_path: Path, monkeypa
     class Ended(Exception):
         pass
 
-    def ending(job: Any, *arguments: Any, **keywords: Any) -> Any:
-        def end(step: int) -> None:
-            if step == 6:
-                keywords["checkpoints"].wait()
+    def ending(*arguments: Any, **keywords: Any) -> Any:
+        checkpoints = keywords["checkpoints"]
+        save = checkpoints.save
+
+        def save_and_end(position: Any, **more: Any) -> None:
+            save(position, **more)
+            if position.step == 6:
+                checkpoints.wait()
                 raise Ended
 
-        job.on_save = end
-        return train(job, *arguments, **keywords)
+        checkpoints.save = save_and_end
+        return train(*arguments, **keywords)
 
     def run(trouble: str) -> dict[str, torch.Tensor]:
         dataset = Disturbed(videos, trouble, 2, size=(32, 32), frames=8)

@@ -11,6 +11,8 @@ lock stops all others. Here nothing is shared but memory that only the main proc
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -39,6 +41,7 @@ FILE_TIMEOUT = 60.0  # seconds
 MAX_STRIKES = 2  # workers that a file may cost, before it is a bad one; in later slots it costs one
 MAX_AHEAD = 64  # slots that one worker is given at a time: what a pipe surely holds
 LOOK_EVERY = 1.0  # seconds
+TRIM_EVERY = 100  # slots
 ORPHAN_FACTOR = 10  # a worker ends itself after so many timeouts in one file, should nobody be there to end it
 
 
@@ -327,7 +330,9 @@ def _work(
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process whatever it hangs in
     alarm = 0.0 if timeout is None else ORPHAN_FACTOR * timeout
-    while True:
+    for count in itertools.count(1):
+        if count % TRIM_EVERY == 0:
+            _give_back()
         try:
             task, verdicts = channel.recv()
         except (OSError, EOFError):
@@ -350,6 +355,14 @@ def _work(
             channel.send((task.slot, answer))
         except OSError:
             return
+
+
+def _give_back() -> None:
+    """Returns freed memory to the system. glibc keeps it, and videos of ever other sizes cut it into ever smaller pieces:
+    some MiB per 10,000 videos.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _portable(error: Exception) -> Exception:
