@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import sys
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
+
+from stmae.data.starting import ctrl_c_held_back, main_hidden
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -79,7 +78,7 @@ class _Worker(Generic[J, R]):
     def __init__(self, function: Callable[[J], R]) -> None:
         context = multiprocessing.get_context("spawn")
         self.link, theirs = context.Pipe()
-        with _nothing_inherited():
+        with main_hidden(), ctrl_c_held_back():
             self.process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
             self.process.start()
         theirs.close()
@@ -142,17 +141,3 @@ def _ending(code: int | None) -> str:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit status {code}"
-
-
-@contextlib.contextmanager
-def _nothing_inherited() -> Iterator[None]:
-    """While a worker starts: it need not run the caller's script again, and Ctrl-C reaches this process alone."""
-    resource_tracker.ensure_running()  # unblocks SIGINT when it starts, in Python 3.11
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -18,14 +18,12 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import time
 import traceback
-import types
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection, reduction, resource_tracker
+from multiprocessing import connection, reduction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +33,7 @@ from stmae.data.dataset import Sample, VideoClips
 from stmae.data.order import Place
 from stmae.data.shared import nameless
 from stmae.data.sources import TensorSource
+from stmae.data.starting import ctrl_c_held_back, forkserver, main_hidden
 from stmae.errors import UserError
 
 FILE_TIMEOUT = 60.0  # seconds
@@ -122,7 +121,7 @@ class Workers:
         self._strikes: Counter[tuple[int, int]] = Counter()
         self._ends = 0  # of workers since the last answer
         self._delivered: _Task | None = None
-        self._context = _forkserver()
+        self._context = forkserver(__name__)
         with self._starting():
             self._team = [self._start(number) for number in range(count)]
         self._hand_out()
@@ -265,7 +264,7 @@ class Workers:
     @contextlib.contextmanager
     def _starting(self) -> Iterator[None]:
         own_code = isinstance(self._dataset.source, TensorSource)  # a data set of the caller's may need its script
-        with contextlib.nullcontext() if own_code else _main_hidden(), _ctrl_c_held_back():
+        with contextlib.nullcontext() if own_code else main_hidden(), ctrl_c_held_back():
             yield
 
 
@@ -358,9 +357,7 @@ def _work(
 
 
 def _give_back() -> None:
-    """Returns freed memory to the system. glibc keeps it, and videos of ever other sizes cut it into ever smaller pieces:
-    some MiB per 10,000 videos.
-    """
+    """Returns freed memory to the system. glibc keeps it in pieces: some MiB more every 10,000 videos."""
     with contextlib.suppress(AttributeError, OSError):  # other C libraries
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -376,47 +373,3 @@ def _portable(error: Exception) -> Exception:
         error = RuntimeError(str(error))
     error.add_note(f"In a process that decodes videos:\n{where}")
     return error
-
-
-# How processes start --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _main_hidden() -> Iterator[None]:
-    """While workers start: they need nothing of the caller's script, which multiprocessing would run again in each.
-
-    So a script may train without an ``if __name__ == "__main__":``. (A data set of the caller's own does need it.)
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """While workers start: they inherit that SIGINT is blocked, so that Ctrl-C, which a terminal sends to all processes
-    of a command, reaches this one alone, which may need them for the step that it is in. So with Slurm's notice.
-    """
-    notices = {getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, notices)
-    try:
-        resource_tracker.ensure_running()  # unblocks SIGINT when it starts, in Python 3.11
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _forkserver() -> multiprocessing.context.BaseContext:
-    """Workers branch off a clean process that has loaded this package, not off ours with its threads."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError(
-            "a worker process has started the script again instead of decoding videos.",
-            'Put the script\'s code under `if __name__ == "__main__":`.',
-        )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
