@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from stmae.data import clips as choice
+from stmae.data import dataset
 from stmae.data.dataset import MAX_STAND_INS, FixedClips, VideoClips
 from stmae.data.sources import Index, TensorSource, scan
 from stmae.data.video import read_clips
@@ -176,3 +178,21 @@ def test_values_that_cannot_work_are_refused_together(videos: Path) -> None:
         training(Index(videos, ()))
     with pytest.raises(UserError, match=r"frames=4 and image_size=\(6, 8\)"):
         training(TensorSource(torch.zeros(2, 3, 4, 6, 8)))
+
+
+def test_frames_resized_together_are_those_resized_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fits into the group, and where a clip's frames come a second time."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (7, 40, 50, 3), np.uint8)
+    box = choice.Box(3, 5, 31, 42)
+    for mirrored in (False, True):
+        alone = torch.stack([dataset.resized(frame, box, 24, 32, mirrored) for frame in frames])
+        for together in (1, 2, 3, 7, 100):
+            monkeypatch.setattr(dataset, "GATHERED", together * 31 * 42 * 3)
+            out = torch.zeros_like(alone)
+            filling = dataset._Filling(out, box, mirrored)
+            for position in (0, 1, 2, 3, *range(7)):
+                filling.add(position, frames[position])
+            assert torch.equal(out, alone)
+    same = choice.Box(0, 0, 24, 32)
+    assert torch.equal(dataset.resized(frames[0], same, 24, 32, True), torch.from_numpy(frames[0, :24, 31::-1].copy()))

@@ -21,6 +21,7 @@ from stmae.errors import Problems, UserError
 
 Sampling = Literal["dense", "segments"]
 
+GATHERED = 2**22  # bytes of frames that are resized together: what a cache holds
 MAX_STAND_INS = 50  # unreadable files in a row
 NO_VERDICTS: Mapping[int, str] = {}
 
@@ -119,7 +120,7 @@ class _Clips(Dataset[Sample]):
         height, width = self.image_size
         values, media = self.values, self.source.media(item)
         pixels = torch.empty(len(keys), self.frames, height, width, values.channels, dtype=values.dtype)
-        boxes: dict[int, choice.Box] = {}
+        filling: dict[int, _Filling] = {}
         shrunk = [False] * len(keys)
 
         def choose(clip: int, duration: float) -> np.ndarray:
@@ -128,11 +129,10 @@ class _Clips(Dataset[Sample]):
             return chosen.times
 
         def take(clip: int, position: int, frame: np.ndarray) -> None:
-            if clip not in boxes:  # all frames of a video come in one size
-                boxes[clip] = self._box(keys[clip], frame.shape[0], frame.shape[1])
-            pixels[clip, position] = resized(
-                values.of(frame, media), boxes[clip], height, width, self._flip(keys[clip])
-            )
+            if clip not in filling:  # all frames of a video come in one size
+                box = self._box(keys[clip], frame.shape[0], frame.shape[1])
+                filling[clip] = _Filling(pixels[clip], box, self._flip(keys[clip]))
+            filling[clip].add(position, values.of(frame, media))
 
         reading = read_clips(media, len(keys), choose, take)
         bad = [BadFile(self.source.name(item), reading.damage, item, used=True)] if reading.damage else []
@@ -328,13 +328,48 @@ class FixedClips(_Clips):
         return False
 
 
+class _Filling:
+    """Cuts a clip's frames out and resizes several in one call, which takes two thirds of the time of one by one.
+
+    Args:
+        out: where they go, (T, height, width, C).
+        box: the part of each frame (H, W, C).
+        mirrored: left to right.
+    """
+
+    def __init__(self, out: torch.Tensor, box: choice.Box, mirrored: bool) -> None:
+        self._out, self._box, self._mirrored = out, box, mirrored
+        self._parts: np.ndarray | None = None  # not resized yet
+        self._count = 0
+
+    def add(self, position: int, frame: np.ndarray) -> None:
+        """The frame of a position; positions come in order, and all of them may come once more."""
+        part = _part(frame, self._box)
+        if self._parts is None:
+            self._parts = np.empty((min(len(self._out), max(1, GATHERED // part.nbytes)), *part.shape), part.dtype)
+        self._count = 0 if position == 0 else self._count
+        self._parts[self._count] = part
+        self._count += 1
+        if self._count == len(self._parts) or position == len(self._out) - 1:
+            height, width = self._out.shape[1:3]
+            small = _resized(self._parts[: self._count], height, width, self._mirrored)
+            self._out[position + 1 - self._count : position + 1] = small
+            self._count = 0
+
+
 def resized(frame: np.ndarray, box: choice.Box, height: int, width: int, mirrored: bool) -> torch.Tensor:
     """The part `box` of a frame (H, W, C) in another size, bilinear with antialiasing: (height, width, C)."""
-    part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-    image = torch.from_numpy(part).permute(2, 0, 1)[None]
-    if part.shape[:2] != (height, width):
-        # PyTorch takes its path for packed uint8 pixels only where the strides are exactly these: it is worth the copy.
-        image = image.clone(memory_format=torch.channels_last)
-        image = F.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
-    image = image[0].permute(1, 2, 0)
-    return image.flip(1) if mirrored else image
+    return _resized(np.array(_part(frame, box)[None], order="C"), height, width, mirrored)[0]
+
+
+def _part(frame: np.ndarray, box: choice.Box) -> np.ndarray:
+    return frame[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _resized(frames: np.ndarray, height: int, width: int, mirrored: bool) -> torch.Tensor:
+    """Whole frames (T, H, W, C), one behind the other in memory: (T, height, width, C)."""
+    # PyTorch takes its path for packed uint8 pixels only where the strides are exactly those of packed frames.
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if images.shape[2:] != (height, width):
+        images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+    return (images.flip(-1) if mirrored else images).permute(0, 2, 3, 1)
