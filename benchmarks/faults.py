@@ -116,6 +116,7 @@ class Run:
         command = ["pretrain", str(self.work / "videos"), "--out", str(self.out), *OPTIONS]
         head = ["-m", "stmae"] if fault is None else [str(Path(__file__)), "--inject", json.dumps(fault)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "COLUMNS": "200"}
+        environment.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin slow a busy machine down
         process = subprocess.Popen(
             [sys.executable, *head, *command], stdout=-1, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
         )
@@ -214,7 +215,8 @@ def worker_killed(run: Run, rng: random.Random) -> str:
         os.kill(rng.choice(leaves), signal.SIGKILL)
     if run.end(process) != 0:
         run.whole()
-    return f"after step {step}, one of {len(leaves)}"
+    said = "does its work again" in run.output
+    return f"after step {step}, one of {len(leaves)}" + ("" if said else ", NOT SAID")
 
 
 def descendants(pid: int) -> list[int]:
@@ -260,7 +262,7 @@ def how(run: Run) -> str:
         "going on from step": "resumed", "passing over the damaged": "damaged one passed over",
         "goes back to step": "rolled back", "could not be written": "warned of the disk",
         "cannot be written": "refused for the disk", "and were skipped": "steps skipped",
-        "the loader": "worker replaced",
+        "does its work again": "worker replaced",
     }  # fmt: skip
     said = [words for phrase, words in phrases.items() if phrase in run.output]
     resumed = [line.split("step ")[1].split(" ")[0] for line in run.output.splitlines() if "going on from step" in line]
