@@ -115,6 +115,6 @@ def _room_for(size: int, out: Path) -> None:
     if size > free:
         shutil.rmtree(out / WORKSHOP)
         raise UserError(
-            f'the shards take at least {size / 1e9:.1f} GB, and "{out}" has {free / 1e9:.1f} GB free.',
+            f'the shards take at least {size / 1e6:,.1f} MB, and "{out}" has {free / 1e6:,.1f} MB free.',
             "Make room, choose another --out, or write the videos smaller with --short-side.",
         )
