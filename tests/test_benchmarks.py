@@ -122,3 +122,21 @@ def test_packing(videos: Path, tmp_path: Path) -> None:
     by_gop = {row["recipe"]: row.get("bytes", 0) for row in report["recipes"]}
     assert by_gop["stmae's, gop 8"] > by_gop["stmae's, gop 250"]
     assert "ms per clip" in (tmp_path / "results" / "packing.md").read_text()
+
+
+@pytest.mark.slow
+def test_overhead(tmp_path):
+    options = ["--quick", "--repeats", "2", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/overhead.py", *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "overhead-cpu.json").read_text())
+    (row,) = report["rows"]
+    for side in ("bare", "engine"):
+        assert len(row["seconds"][side]) == 2
+    ratios = [e / b - 1 for e, b in zip(row["seconds"]["engine"], row["seconds"]["bare"], strict=True)]
+    assert row["overhead"] == pytest.approx(sum(ratios) / 2)
+    page = (tmp_path / "overhead-cpu.md").read_text()
+    assert report["command"] in page
+    assert f"{row['overhead']:.2%}" in page
