@@ -199,3 +199,12 @@ def test_tensorboard_goes_on_without_double_or_missing_steps(tmp_path: Path, ste
     second.close()
     assert scalars(tmp_path) == [1, 2, 3, 4, 5, 6]
     first.close()
+
+
+def test_a_tasks_own_totals_go_on_too(tmp_path: Path) -> None:
+    class Counting(Toy):
+        def counters(self) -> dict[str, float]:
+            return {"steps": float(self.calls.count("step"))}
+
+    toy_run(tmp_path, task=Counting, steps=4, end=8, rows=4)
+    assert toy_run(tmp_path, steps=8, rows=4, train_it=False).start.counters["task/steps"] == 4

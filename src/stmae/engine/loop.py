@@ -83,6 +83,10 @@ class Task:
     def on_save(self, step: int) -> None:
         """Called before a checkpoint is saved: the place to write other files of the run."""
 
+    def counters(self) -> Mapping[str, float]:
+        """Running totals by name that a resumed run begins with: `start.counters["task/<name>"]`."""
+        return {}
+
     def name_clips(self, begin: int, end: int) -> Sequence[str]:
         """What lies between two cursors, in words, for a diagnosis."""
         return []
@@ -328,6 +332,8 @@ def _save(task: Task, log: Log, checkpoints: Checkpoints | None, position: Posit
         )
     log.flush()  # a resumed run keeps the lines up to its checkpoint: they must be there when it is
     if checkpoints:
+        own = {f"task/{name}": value for name, value in task.counters().items()}
+        position = replace(position, counters=position.counters | own)
         good = position.step - int(position.counters.get("interval/streak", 0))
         checkpoints.save(position, back_to=None if margin is None else good - margin)
 

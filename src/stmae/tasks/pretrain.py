@@ -173,6 +173,7 @@ def _train(setup: Setup, run: RunFolder, world: World, mirror: Mirror | None) ->
             log.warning(text)
         job = Pretraining(setup, model, wrapped, run, verdicts, extras, log, world, ema)
         job.mirror = mirror
+        job.shrunk, job.repeated = (int(start.counters.get(f"task/{name}", 0)) for name in ("shrunk", "repeated"))
         try:
             train(
                 job,
@@ -426,6 +427,9 @@ class Pretraining(Task):
             keys = (clip_key(clips.seed, pass_, item, repeat) for repeat in range(clips.repeats))
             lines.append(f"{clips.source.name(item)}, slot {slot}, keys {' '.join(f'{key:x}' for key in keys)}")
         return lines
+
+    def counters(self) -> dict[str, float]:
+        return {"shrunk": self.shrunk, "repeated": self.repeated}
 
     def on_save(self, step: int) -> None:
         self._hear()  # verdicts are to be on disk before a checkpoint that lies behind them
