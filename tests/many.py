@@ -31,9 +31,12 @@ from stmae.engine.log import Log
 from stmae.engine.loop import StepResult, Stopped, Task, train
 from stmae.engine.optim import build_adamw, parameter_groups
 from stmae.engine.parallel import full_copies, whole, wrap
+from stmae.engine.recovery import until_done
 from stmae.errors import UserError
 from stmae.model.config import ClassifierConfig
 from stmae.model.heads import Classifier
+from stmae.tasks.options import PretrainOptions
+from stmae.tasks.share import share
 
 BATCH, REPEATS, CLASSES = 16, 2, 5
 CPU = torch.device("cpu")
@@ -85,13 +88,13 @@ def learn(
     strategy: str = "ddp",
     accumulate: int = 1,
     steps: int = 1,
-    total: int | None = None,
     folder: Path | None = None,
     clip_grad: float | None = None,
     dropout: float = 0.0,
     wrapper: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
     learner: type[Learner] = Learner,
     save_every: int = 0,
+    max_bad_steps: int = 20,
 ) -> dict[str, Any]:
     """Trains up to step `steps`, going on from `folder`; all that may depend on the world, whole, on rank 0."""
     model = build(kind, dropout)
@@ -117,6 +120,7 @@ def learn(
         clip_grad=clip_grad,
         log_every=1,
         save_every=save_every,
+        max_bad_steps=max_bad_steps,
     )
     gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     keys, hidden = (in_order(world, parts, accumulate) for parts in (task.keys, task.hidden))
@@ -169,6 +173,37 @@ def one_rank_is_not_finite(world: World, folder: Path) -> dict[str, Any]:
     return {"skipped": made["skipped"], "weights": made["weights"]}
 
 
+def one_rank_is_never_finite(world: World, folder: Path) -> dict[str, Any]:
+    """Steps 5 and 6, and nothing before or after: the clips are to blame."""
+
+    class Poisoned(Learner):
+        def step(self, batch: Batch) -> StepResult:
+            result = super().step(batch)
+            bad = world.rank == 1 and batch.cursor in (5 * BATCH // REPEATS, 6 * BATCH // REPEATS)
+            return StepResult(result.loss_sum * (float("nan") if bad else 1.0), result.weight, result.clips)
+
+    options: dict[str, Any] = {"steps": 9, "learner": Poisoned, "strategy": "fsdp", "save_every": 2, "max_bad_steps": 2}
+    attempts: list[int] = []
+
+    def attempt() -> dict[str, Any]:
+        attempts.append(1)
+        return learn(world, folder=folder / "rolled", **options)
+
+    made = until_done(attempt)
+    return {"attempts": len(attempts), "start": made["start"], "cursor": made["cursor"], "losses": made["losses"][-3:]}
+
+
+def begun_in_vain(world: World, folder: Path) -> dict[str, Any]:
+    raise AssertionError("rank 0 failed before this")
+
+
+def started_otherwise(world: World, folder: Path) -> dict[str, Any]:
+    (folder / "videos").mkdir(exist_ok=True)
+    options = PretrainOptions(folder / "videos", out=folder / "run", batch_size=8 << world.rank)
+    share(None, options, CPU, world)
+    raise AssertionError("different options were accepted")
+
+
 def only_first_fails(world: World, folder: Path) -> dict[str, Any]:
     def work() -> None:
         raise UserError("the disk is full.", "Make room.")
@@ -212,16 +247,18 @@ def another_is_killed(world: World, folder: Path) -> dict[str, Any]:
 
 GRADIENTS = [
     (1, "ddp", 1), (1, "ddp", 2), (1, "ddp", 4), (2, "ddp", 1), (2, "ddp", 2), (4, "ddp", 1), (4, "ddp", 2),
-    (2, "fsdp", 1), (2, "fsdp", 2), (4, "fsdp", 1), (4, "hybrid", 1), (4, "hybrid", 2),
+    (2, "fsdp", 2), (4, "fsdp", 1), (4, "hybrid", 1), (4, "hybrid", 2),
 ]  # fmt: skip
+FEWER = [(1, "ddp", 1), (1, "ddp", 2), (4, "ddp", 2), (2, "fsdp", 2), (4, "hybrid", 1)]
+WORLDS = {"mae": GRADIENTS, "classifier": FEWER}
 MOVES = [(1, "ddp", 1), (2, "ddp", 1), (2, "fsdp", 1), (4, "hybrid", 2), (4, "ddp", 1), (2, "fsdp", 2), (1, "ddp", 1)]
 Scenario = tuple[str, int, Callable[[World, Path], Mapping[str, Any]]]
 
 
 def scenarios() -> list[Scenario]:
     made: list[Scenario] = []
-    for kind in ("mae", "classifier"):
-        for size, strategy, accumulate in GRADIENTS:
+    for kind, worlds in WORLDS.items():
+        for size, strategy, accumulate in worlds:
             options = {"kind": kind, "strategy": strategy, "accumulate": accumulate}
             made.append((f"{kind}-{size}-{strategy}-{accumulate}", size, functools.partial(_learn, **options)))
     for size, strategy in ((1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "hybrid")):
@@ -235,7 +272,10 @@ def scenarios() -> list[Scenario]:
         made.append((f"moved-{number}", size, functools.partial(_learn, **options)))
     made.append(("stop", 2, one_rank_is_told_to_stop))
     made.append(("nan", 2, one_rank_is_not_finite))
+    made.append(("rolled", 2, one_rank_is_never_finite))
     made.append(("first", 4, only_first_fails))
+    made.append(("vain", 4, begun_in_vain))
+    made.append(("otherwise", 2, started_otherwise))
     made.append(("fails", 2, another_fails))
     made.append(("hangs", 2, another_hangs))
     made.append(("killed", 2, another_is_killed))
@@ -244,6 +284,10 @@ def scenarios() -> list[Scenario]:
 
 def _learn(world: World, folder: Path, where: str | None = None, **options: Any) -> dict[str, Any]:
     return learn(world, folder=folder / where if where else None, **options)
+
+
+def _find_no_videos() -> None:
+    raise UserError("there are no videos.", "Look elsewhere.")
 
 
 def run(folder: Path, rank: int, ports: list[int]) -> None:
@@ -255,7 +299,8 @@ def run(folder: Path, rank: int, ports: list[int]) -> None:
         launch = Launch(rank, size, rank % 2, min(size, 2), "127.0.0.1", port, "Slurm")
         began = time.monotonic()
         try:
-            with together(CPU, lambda: None, launch=launch, timeout=3 if name == "hangs" else 60) as (world, _):
+            begin = _find_no_videos if name == "vain" else lambda: None
+            with together(CPU, begin, launch=launch, timeout=3 if name == "hangs" else 60) as (world, _):
                 assert (world is ALONE) or world.size == size
                 made: Mapping[str, Any] = work(world, folder)
         except Lost as lost:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -143,7 +144,7 @@ def together(
         yield World(device=device), begin()
         return
     store = _open_store(launch)
-    begun = _begin_first(launch, store, begin)
+    begun, store = _begin_first(launch, store, begin)
     world = join(launch, device, store, timeout)
     try:
         yield world, begun
@@ -212,30 +213,68 @@ def _open_store(launch: Launch) -> Any:
             f"rank {launch.rank} cannot reach the place where the processes meet: {_first_line(error)}.",
             "See whether rank 0 runs, and whether MASTER_ADDR and MASTER_PORT are right and open.",
         ) from error
-    # An elastic restart may find the table of the world before it, which had another size.
-    return PrefixStore(f"stmae/{launch.size}", store)
+    return PrefixStore("stmae", store)
 
 
-def _begin_first(launch: Launch, store: Any, begin: Callable[[], T]) -> T | None:
-    """Rank 0 begins; the others hear that it has, or why not."""
-    if not launch.main:
+def _begin_first(launch: Launch, store: Any, begin: Callable[[], T]) -> tuple[T | None, Any]:
+    """Rank 0 begins; the others hear that it has, or why not. Also the part of the table that is this attempt's own.
+
+    torchrun keeps the table when it starts the processes again, so what is read there may be left over. Hence all meet
+    by names that are made up anew each time:
+
+        rank r:  hello/r = its name         rank 0:  welcome/<its name> = the attempt's name, or why there is none
+                 here/<attempt>/r                     goes on when all are here
+    """
+    if launch.main:
+        attempt = secrets.token_hex(8)
         try:
-            store.wait(["begun"], timedelta(seconds=PATIENCE))
-            said = store.get("begun").decode()
-        except RuntimeError as error:
-            raise Lost(f"rank 0 was lost before training began ({_first_line(error)}).") from error
-        store.add("heard", 1)
-        if said:
-            raise Lost(f"rank 0 ended before training began: {said}")
-        return None
+            begun = begin()
+        except BaseException as error:
+            _greet(launch, store, attempt, str(error) or type(error).__name__, LAST_WORDS)
+            raise
+        missing = _greet(launch, store, attempt, "", TIMEOUT)
+        if missing:
+            ranks = ", ".join(map(str, missing))
+            raise UserError(
+                f"rank {ranks} of {launch.size} did not come within {TIMEOUT:.0f} s.", "See whether all were started."
+            )
+        return begun, _own(store, attempt)
+    name = secrets.token_hex(8)
     try:
-        begun = begin()
-    except BaseException as error:
-        _set(store, "begun", str(error) or type(error).__name__)
-        _wait_until(lambda: store.add("heard", 0) == launch.size - 1)  # the table may end with this process
-        raise
-    store.set("begun", "")
-    return begun
+        store.set(f"hello/{launch.rank}", name)
+        store.wait([f"welcome/{name}"], timedelta(seconds=PATIENCE))
+        attempt, _, reason = store.get(f"welcome/{name}").decode().partition(" ")
+        store.set(f"here/{attempt}/{launch.rank}", "")
+    except RuntimeError as error:
+        raise Lost(f"rank 0 was lost before training began ({_first_line(error)}).") from error
+    if reason:
+        raise Lost(f"rank 0 ended before training began: {reason}")
+    return None, _own(store, attempt)
+
+
+def _greet(launch: Launch, store: Any, attempt: str, reason: str, seconds: float) -> list[int]:
+    """Welcomes the other ranks; returns those that have not come."""
+    missing = list(range(1, launch.size))
+    greeted = set()
+
+    def all_here() -> bool:
+        for rank in list(missing):
+            if store.check([f"hello/{rank}"]):
+                name = store.get(f"hello/{rank}").decode()
+                if name not in greeted:
+                    store.set(f"welcome/{name}", f"{attempt} {reason}")
+                    greeted.add(name)
+            if store.check([f"here/{attempt}/{rank}"]):
+                missing.remove(rank)
+        return not missing
+
+    with contextlib.suppress(RuntimeError):  # the table is gone with its host: nobody comes
+        _wait_until(all_here, seconds)
+    return missing
+
+
+def _own(store: Any, attempt: str) -> Any:
+    return torch.distributed.PrefixStore(attempt, store)
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -257,7 +296,7 @@ def _who_is_lost(store: Any, world: World, error: BaseException) -> str:
 
     try:
         store.set_timeout(timedelta(seconds=LAST_WORDS))
-        _wait_until(look)
+        _wait_until(look, LAST_WORDS)
     except RuntimeError:
         return f"the process that all meet at (rank 0, or its host) is gone ({_first_line(error)})."
     said = [f"rank {rank} ended: {text}" for rank, text in words.items() if text]
@@ -267,7 +306,7 @@ def _who_is_lost(store: Any, world: World, error: BaseException) -> str:
     return f"rank {world.rank} cannot go on: {'; '.join(said) or 'the connection was lost'} ({_first_line(error)})."
 
 
-def _wait_until(done: Callable[[], bool], seconds: float = LAST_WORDS) -> None:
+def _wait_until(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(0.05)
