@@ -148,9 +148,9 @@ def _decoded(job: Job, skipping: bool):
                         break
 
 
-def whole(job: Job) -> Tensor:
+def whole(job: Job, path: Path | None = None) -> Tensor:
     """Decodes the video from its beginning to its end and converts every frame, as mae_st does in pre-training."""
-    with av.open(str(job.path)) as container:
+    with av.open(str(path or job.path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         video = [frame.to_ndarray(format="rgb24", threads=1) for frame in container.decode(stream)]
