@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import pstats
+import random
 import re
 import resource
 import shlex
@@ -133,8 +134,8 @@ def compare(
     cpu: dict[str, list[float]] = {side: [] for side in sides}
     wall: dict[str, list[float]] = {side: [] for side in sides}
     for round_ in range(args.rounds):
-        for place in range(len(sides)):
-            name = list(sides)[(place + round_) % len(sides)]
+        # A new order in each round: a side leaves its successor warm or cold caches.
+        for name in random.Random(round_).sample(list(sides), len(sides)):
             begun, started = cpu_seconds(), time.perf_counter()
             for job in jobs:
                 sides[name](job)
