@@ -32,9 +32,11 @@ def test_the_score_is_that_of_a_slow_loop() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 60)
     features = random.normal(size=(60, 8)).astype(np.float32) + 1.5 * np.eye(4, 8)[labels]
+    fewest = np.bincount(labels).min() - 1  # of 20 neighbours the other classes would be most, whatever they are
     guesses = [
-        slow_knn(np.delete(features, i, 0), np.delete(labels, i), features[i], 20, 0.07) for i in range(len(labels))
+        slow_knn(np.delete(features, i, 0), np.delete(labels, i), features[i], fewest, 0.07) for i in range(len(labels))
     ]
+    assert fewest < 20
     expected = np.mean(np.array(guesses) == labels)
     assert 0.3 < expected < 1
     assert knn_score(features, labels) == expected
@@ -49,6 +51,8 @@ def test_lengths_do_not_matter_and_few_neighbours_do() -> None:
     assert knn_score(directions * np.array([[1], [100], [1], [100]]), labels, k=1) == 1.0
     assert knn_score(directions, np.array([0, 1, 0, 1]), k=1) == 0.0
     assert knn_score(np.ones((2, 3)), np.array([0, 1])) == 0.0  # each only has the other
+    apart = np.repeat(directions[[0, 2]], 4, axis=0) + np.arange(8)[:, None] / 100
+    assert knn_score(apart, np.repeat([0, 1], 4)) == 1.0  # and not 0, as by votes of all 7 others
 
 
 @pytest.fixture

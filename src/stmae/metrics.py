@@ -90,14 +90,15 @@ def knn_score(
         features, labels: (N, D) and whole numbers from 0 (N,): those that are known.
         asked, truth: (M, D) and (M,): those to be classified. Without them each of the known is classified by all
             others (leave one out).
-        k: fewer where fewer are known.
+        k: fewer where the smallest class has fewer, or the others would outvote it whatever the features.
     """
     known = _unit(features)
     alone = asked is None
     queries = known if asked is None else _unit(asked)
     truth = labels if truth is None else truth
-    k = min(k, len(known) - alone)
-    assert k >= 1, "nothing to compare with"
+    assert len(known) > alone, "nothing to compare with"
+    sizes = np.bincount(labels)
+    k = max(1, min(k, int(sizes[sizes > 0].min()) - alone))
     right = 0
     for start in range(0, len(queries), 1024):
         similar = queries[start : start + 1024] @ known.T
