@@ -134,7 +134,7 @@ def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -
             threads=torch.get_num_threads(),
             more=sorted(keywords["checkpoints"].more),
             blocks=blocks,
-            rest={k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device", "ema")},
+            rest={k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device", "ema", "model")},
         )
         return Position()
 
