@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint wheel-test bench clean
+.PHONY: help demo check test test-all lint wheel-test bench clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -11,6 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
+TESTS := not long
 OUT ?= demo$(if $(DATA),-own)
 WHEEL_ENV := build/wheel-env
 
@@ -21,9 +22,12 @@ demo: $(VENV)/.installed  ## sample videos (or DATA=folder), a small model, pict
 	$(BIN)/stmae demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 check: $(VENV)/.installed-dev lint  ## lint, types, import order and the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 test: $(VENV)/.installed-dev lint wheel-test  ## everything: lint, types, import order, all tests on the built wheel
+
+test-all: TESTS := long or not long
+test-all: test  ## the same with the tests that run whole benchmarks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -40,7 +44,8 @@ wheel-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pip --python $(WHEEL_ENV)/bin/python install -qq --no-deps build/dist/*.whl
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(WHEEL_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
-	STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider
+	OMP_NUM_THREADS=1 STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider \
+		-n 2 --dist loadfile -m "$(TESTS)"
 
 bench: $(VENV)/.installed-dev  ## the speed of a training step on this machine
 	$(BIN)/python benchmarks/step.py

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step(tmp_path):
     small = (
         "--model vit_tiny --batch 1 --frames 4 --image-size 32 --repeats 2 --threads 1 --device cpu --precision fp32"
@@ -40,7 +40,7 @@ def run(tmp_path: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fuzz(videos: Path, tmp_path: Path) -> None:
     """A hundred mutations of generated videos end as frames or with a reason; a stopped run goes on."""
     folder = tmp_path / "videos"
@@ -66,7 +66,7 @@ def test_fuzz(videos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "kept.mkv").stat().st_size
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory(tmp_path: Path) -> None:
     run(tmp_path, "benchmarks/memory.py", "--clips", "240", "--batch", "4", "--workers", "1", "--out", str(tmp_path))
     report = json.loads((tmp_path / "memory.json").read_text())
@@ -77,7 +77,7 @@ def test_memory(tmp_path: Path) -> None:
     assert "95 % interval" in (tmp_path / "memory.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_check_quality(videos, tmp_path):
     (tmp_path / "truth.csv").write_text("first,second\nscene-000.mp4,scene-001.webm\n")
     command = [sys.executable, "benchmarks/check_quality.py", "--videos", str(videos), "--sample", "2"]
@@ -92,7 +92,7 @@ def test_check_quality(videos, tmp_path):
     assert report["command"] in (tmp_path / "check.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loading(tmp_path):
     command = [sys.executable, "benchmarks/loading.py", "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -112,6 +112,7 @@ def test_loading(tmp_path):
     assert report["command"] in (tmp_path / "loading-cpu.md").read_text()
 
 
+@pytest.mark.long
 def test_packing(videos: Path, tmp_path: Path) -> None:
     command = ["benchmarks/packing.py", "--videos", str(videos), "--quick", "--short-side", "32"]
     run(tmp_path, *command, "--out", str(tmp_path / "results"))
@@ -124,7 +125,7 @@ def test_packing(videos: Path, tmp_path: Path) -> None:
     assert "ms per clip" in (tmp_path / "results" / "packing.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_overhead(tmp_path):
     options = ["--quick", "--repeats", "2", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run(

@@ -94,6 +94,10 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+# What the loop is given that is another object each time; what is in it is looked at above.
+OBJECTS = {"log", "start", "checkpoints", "device", "ema", "model"}
+
+
 class Made(Exception):
     """Carries what the run was made of out of the call."""
 
@@ -134,7 +138,9 @@ def fingerprint(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path) -
             threads=torch.get_num_threads(),
             more=sorted(keywords["checkpoints"].more),
             blocks=blocks,
-            rest={k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device", "ema", "model")},
+            rest={
+                k: v for k, v in keywords.items() if k not in ("log", "start", "checkpoints", "device", "ema", "model")
+            },
         )
         return Position()
 
