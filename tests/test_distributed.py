@@ -44,10 +44,17 @@ def test_a_process_on_its_own() -> None:
 
 
 def test_torchruns_environment() -> None:
-    env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "SLURM_PROCID": "1"}
+    env = {
+        "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "SLURM_PROCID": "1",
+        "MASTER_ADDR": "head", "MASTER_PORT": "1234",
+    }  # fmt: skip
     launch = find(env)
     assert (launch.rank, launch.size, launch.local_rank, launch.local_size) == (5, 8, 1, 4)
     assert (launch.by, launch.hosts, launch.main) == ("torchrun", 2, False)
+    assert (launch.address, launch.port, launch.agent) == ("head", 1234, False)
+    assert find({**env, "TORCHELASTIC_USE_AGENT_STORE": "True"}).agent
+    with pytest.raises(UserError, match="MASTER_PORT is missing"):
+        find({name: value for name, value in env.items() if name != "MASTER_PORT"})
     with pytest.raises(UserError, match="RANK is missing"):
         find({"WORLD_SIZE": "2"})
 

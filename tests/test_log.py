@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_tensorboard_shows_each_step_once_after_resuming(tmp_path: Path) -> None
             still = np.zeros((4, 6, 3), np.uint8)
             log.picture("reconstructions", steps[-1], still)
             log.picture("reconstructions.gif", steps[-1], gif([still, still + 255], fps=4))
+        time.sleep(1.1)  # TensorBoard sorts its files by the second in which they were begun
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25), (3, 0.25)]

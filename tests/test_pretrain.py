@@ -339,21 +339,26 @@ def test_processes_that_do_not_know_their_place_are_refused(
 
 
 @pytest.mark.slow
+def several(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """This process as rank 0 of `size`, the others of which never come."""
+    place = {"RANK": "0", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(
     run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stmae.engine.distributed.LAST_WORDS", 0.1)
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        monkeypatch.setenv(name, value)
+    several(monkeypatch, 4)
     with pytest.raises(UserError, match=r"repeats 4 x accumulate 2 x 4 processes\. Choose 32, or start 3 processes"):
         stmae.pretrain(videos, out=tmp_path / "run", **{**SMALL, "batch_size": 24, "accumulate": 2, "repeats": 4})
-    monkeypatch.setenv("WORLD_SIZE", "5")  # torchrun has lost one of six, say
-    with pytest.raises(UserError, match=r"batch_size 8 is not a multiple of repeats 4 x 5 processes\..* start 2 proc"):
+    several(monkeypatch, 5)  # torchrun has lost one of six, say
+    with pytest.raises(UserError, match=r"batch_size 8 is not a multiple of repeats 2 x 5 processes\..* start 4 proc"):
         stmae.pretrain(videos, out=run)  # a run that is there keeps its batch size
 
 
 def test_one_process_tasks_refuse_several(run: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
+    several(monkeypatch, 2)
     with pytest.raises(UserError, match=r"2 processes were started, and only `stmae pretrain` shares"):
         stmae.embed(videos, model=str(run), out=run.parent / "features.parquet")

@@ -198,16 +198,11 @@ def leave() -> None:
 def _open_store(launch: Launch) -> Any:
     """A small table on the host of rank 0, over which the processes find each other."""
     from torch.distributed import PrefixStore, TCPStore
-    from torch.distributed.rendezvous import rendezvous
 
+    serves = launch.main and not launch.agent
     bound = timedelta(seconds=TIMEOUT)
     try:
-        if launch.by == "torchrun":
-            store, _, _ = next(rendezvous("env://", launch.rank, launch.size, timeout=bound))
-        else:
-            store = TCPStore(
-                launch.address, launch.port, None, launch.main, timeout=bound, wait_for_workers=False
-            )  # fmt: skip
+        store = TCPStore(launch.address, launch.port, None, serves, timeout=bound, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"rank {launch.rank} cannot reach the place where the processes meet: {_first_line(error)}.",

@@ -22,8 +22,9 @@ class Launch:
     Attributes:
         rank, size: of this process, and how many there are.
         local_rank, local_size: the same among those of this host.
-        address, port: where they meet, on the host of rank 0; empty for torchrun, whose environment torch reads itself.
+        address, port: where they meet, on the host of rank 0.
         by: "torchrun", "Slurm", or "" for a process on its own.
+        agent: torchrun has opened the place where they meet itself; otherwise rank 0 does.
     """
 
     rank: int = 0
@@ -33,6 +34,7 @@ class Launch:
     address: str = ""
     port: int = 0
     by: str = ""
+    agent: bool = False
 
     @property
     def main(self) -> bool:
@@ -67,8 +69,22 @@ def find(environment: Mapping[str, str] | None = None) -> Launch:
 
 def _torchrun(env: Mapping[str, str]) -> Launch:
     size = int(env["WORLD_SIZE"])
-    local = int(env.get("LOCAL_RANK", "0"))
-    return Launch(int(env["RANK"]), size, local, int(env.get("LOCAL_WORLD_SIZE", "1")), by="torchrun")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
+    if size > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE says that {size} processes were started, and {' and '.join(missing)} is missing, where they meet.",
+            "Start them with torchrun or srun, or set it.",
+        )
+    return Launch(
+        int(env["RANK"]),
+        size,
+        int(env.get("LOCAL_RANK", "0")),
+        int(env.get("LOCAL_WORLD_SIZE", "1")),
+        env.get("MASTER_ADDR", ""),
+        int(env.get("MASTER_PORT", "0")),
+        "torchrun",
+        env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+    )
 
 
 def _slurm(env: Mapping[str, str]) -> Launch:
