@@ -72,7 +72,8 @@ def _torchrun(env: Mapping[str, str]) -> Launch:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
     if size > 1 and missing:
         raise UserError(
-            f"WORLD_SIZE says that {size} processes were started, and {' and '.join(missing)} is missing, where they meet.",
+            f"WORLD_SIZE says that {size} processes were started, and {' and '.join(missing)} is missing, that is,"
+            " where they meet.",
             "Start them with torchrun or srun, or set it.",
         )
     return Launch(
