@@ -35,7 +35,7 @@ from stmae.engine.recovery import until_done
 from stmae.errors import UserError
 from stmae.model.config import ClassifierConfig
 from stmae.model.heads import Classifier
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.share import share
 
 BATCH, REPEATS, CLASSES = 16, 2, 5

@@ -9,7 +9,10 @@ import pytest
 
 import stmae.cli
 from stmae.cli import COMMANDS, main, parse
-from stmae.tasks.options import DemoOptions, EmbedOptions, PretrainOptions, ReconstructOptions
+from stmae.tasks.demo_options import DemoOptions
+from stmae.tasks.embed_options import EmbedOptions
+from stmae.tasks.pretrain_options import PretrainOptions
+from stmae.tasks.reconstruct_options import ReconstructOptions
 
 # Runs commands one after the other in a fresh process and tells after each whether torch has been imported.
 SCRIPT = """

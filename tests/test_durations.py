@@ -7,7 +7,7 @@ import pytest
 from stmae.durations import Clock, read
 from stmae.errors import UserError
 from stmae.tasks.build import Plan
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import bind
 
 

@@ -20,7 +20,7 @@ from stmae.engine.blocks import blocks_of
 from stmae.engine.loop import Position
 from stmae.errors import UserError
 from stmae.tasks import pretrain as module
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 
 BASE: dict[str, Any] = {
     "preset": "paper",  # so that no preset has a value already

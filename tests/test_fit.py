@@ -16,7 +16,7 @@ from stmae.model.mae import MaskedAutoencoder
 from stmae.runs import read_config
 from stmae.tasks import fit
 from stmae.tasks.fit import free_memory, kept_bytes, largest, settle_batch
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from stmae import mirror as module
 from stmae.errors import UserError
 from stmae.mirror import Mirror, place, staged
 from stmae.runs import write_config
-from stmae.tasks.options import EmbedOptions
+from stmae.tasks.embed_options import EmbedOptions
 from stmae.tasks.task import bind
 from stmae.weights import damage
 

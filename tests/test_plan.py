@@ -7,8 +7,8 @@ import pytest
 
 import stmae
 from stmae.errors import UserError
-from stmae.tasks.checks import count_of
 from stmae.tasks.plan import PACKED_BYTES_PER_SECOND
+from stmae.tasks.plan_options import count_of
 
 GIVEN = {"gpus": 4, "cores": 10, "step_rate": 200.0, "seconds": 10.0, "packed_kilobytes": 40.0, "shard_gigabytes": 1.0}
 

@@ -23,8 +23,8 @@ from stmae.data.loader import Batch
 from stmae.engine.meter import StepResult
 from stmae.errors import UserError
 from stmae.presets import PRESETS
-from stmae.tasks.options import PretrainOptions
 from stmae.tasks.pretrain import Pretraining
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.setup import Setup
 from stmae.tasks.task import bind
 

@@ -14,7 +14,8 @@ import pytest
 from stmae.errors import UserError
 from stmae.presets import PRESETS, Facts
 from stmae.tasks import checks
-from stmae.tasks.options import Options, PretrainOptions
+from stmae.tasks.options import Options
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import bind, field_docs, resolve, task
 from stmae.tasks.values import coerce, from_text
 

@@ -18,7 +18,7 @@ from stmae.engine.log import Log, open_log
 from stmae.errors import UserError
 from stmae.pictures import gif
 from stmae.runs import RunFolder
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import bind
 
 STILL = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)

@@ -21,21 +21,19 @@ from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from stmae.errors import Problems, UserError, did_you_mean, unknown
-from stmae.tasks.options import (
-    CheckOptions,
-    ConvertOptions,
-    DemoOptions,
-    DoctorOptions,
-    EmbedOptions,
-    ExportOptions,
-    Options,
-    PackOptions,
-    PlanOptions,
-    PresetsOptions,
-    PretrainOptions,
-    PushOptions,
-    ReconstructOptions,
-)
+from stmae.tasks.check_options import CheckOptions
+from stmae.tasks.convert_options import ConvertOptions
+from stmae.tasks.demo_options import DemoOptions
+from stmae.tasks.doctor_options import DoctorOptions
+from stmae.tasks.embed_options import EmbedOptions
+from stmae.tasks.export_options import ExportOptions
+from stmae.tasks.options import Options
+from stmae.tasks.pack_options import PackOptions
+from stmae.tasks.plan_options import PlanOptions
+from stmae.tasks.presets_options import PresetsOptions
+from stmae.tasks.pretrain_options import PretrainOptions
+from stmae.tasks.push_options import PushOptions
+from stmae.tasks.reconstruct_options import ReconstructOptions
 from stmae.tasks.task import bind, field_docs
 from stmae.tasks.values import from_text, plain
 
@@ -167,7 +165,7 @@ def _help(name: str) -> None:
     options = COMMANDS[name][0]
     _print_description(inspect.cleandoc(options.__doc__ or ""))
     hints, docs = _hints(options), field_docs(options)
-    groups = [base for base in options.__bases__ if is_dataclass(base)]
+    groups = [base for base in options.__mro__[1:] if is_dataclass(base) and Options in base.__bases__]
     shared = {f.name for group in groups for f in fields(group)}
     entries: list[Any] = []
     for f in _fields(options):

@@ -18,7 +18,7 @@ from stmae.data.sources import Source, TensorSource
 from stmae.data.survey import STATIC, Facts, survey
 from stmae.data.tracks import Tracks
 from stmae.errors import UserError
-from stmae.tasks.options import CheckOptions
+from stmae.tasks.check_options import CheckOptions
 from stmae.tasks.task import task
 from stmae.weights import write_atomic
 

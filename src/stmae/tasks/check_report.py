@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stmae.tasks.options import CheckOptions
+from stmae.tasks.check_options import CheckOptions
 
 if TYPE_CHECKING:
     from stmae.tasks.check import Findings, Row

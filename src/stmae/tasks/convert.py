@@ -18,7 +18,7 @@ from stmae.interop.huggingface import write_folder
 from stmae.interop.native import is_reference, load_with_extras
 from stmae.interop.reference import Model, open_reference, save_reference
 from stmae.model.config import ClassifierConfig, EncoderConfig, as_dict
-from stmae.tasks.options import ConvertOptions
+from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.task import task
 from stmae.weights import ENCODER, save_weights
 

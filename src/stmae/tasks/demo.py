@@ -17,8 +17,9 @@ from stmae.model.mae import MaskedAutoencoder
 from stmae.model.masking import key_noise
 from stmae.runs import RunFolder
 from stmae.tasks import build
-from stmae.tasks.options import DemoOptions, PretrainOptions
+from stmae.tasks.demo_options import DemoOptions
 from stmae.tasks.pretrain import pretrain
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.reconstruct import Reconstructions, reconstruct
 from stmae.tasks.task import task
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from stmae.data.synthetic import write_videos
 from stmae.engine.launch import Launch, find
 from stmae.errors import Problems, UserError
-from stmae.tasks.options import DoctorOptions
+from stmae.tasks.doctor_options import DoctorOptions
 from stmae.tasks.task import task
 
 # The decoders that can read a format; for AV1 FFmpeg's own one works with special hardware only.

@@ -22,7 +22,7 @@ from stmae.errors import UserError
 from stmae.interop.native import load_with_extras
 from stmae.model.encoder import VideoViT
 from stmae.tasks import build
-from stmae.tasks.options import EmbedOptions
+from stmae.tasks.embed_options import EmbedOptions
 from stmae.tasks.task import task
 from stmae.tasks.videos import none_readable, open_videos, places_of, printable, stride_of
 from stmae.weights import write_atomic

@@ -14,7 +14,7 @@ from rich.console import Console
 from stmae.errors import UserError
 from stmae.interop.export import TOLERANCE, write_onnx, write_program
 from stmae.interop.native import load_model
-from stmae.tasks.options import ExportOptions
+from stmae.tasks.export_options import ExportOptions
 from stmae.tasks.task import task
 
 

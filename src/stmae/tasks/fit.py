@@ -24,7 +24,7 @@ from stmae.errors import UserError
 from stmae.model.config import MaeConfig
 from stmae.model.mae import MaskedAutoencoder
 from stmae.tasks import build
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 
 CPU_CLIPS = 64
 MOST_CLIPS = 4096

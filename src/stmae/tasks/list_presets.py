@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from stmae.presets import PRESETS, Facts
-from stmae.tasks.options import PresetsOptions, PretrainOptions
+from stmae.tasks.presets_options import PresetsOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import task
 
 

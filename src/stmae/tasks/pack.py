@@ -17,7 +17,7 @@ from stmae.data.shard_writer import Totals, to_json, write_whole
 from stmae.data.sources import Source
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
-from stmae.tasks.options import PackOptions
+from stmae.tasks.pack_options import PackOptions
 from stmae.tasks.task import task
 from stmae.tasks.values import size_in_bytes
 from stmae.tasks.videos import open_given, printable

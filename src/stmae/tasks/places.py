@@ -10,7 +10,7 @@ from typing import Any
 
 from stmae.errors import Problems, UserError
 from stmae.runs import RunFolder
-from stmae.tasks.options import PretrainOptions, SourceOptions
+from stmae.tasks.options import SourceOptions
 from stmae.tasks.values import size_in_bytes
 
 LONG_LIST = 2_000_000  # bytes: a longer list is read once, when all else is known to be right
@@ -98,23 +98,6 @@ def check_places(
                 open_list(path.absolute(), root=root, **of_lists)
         except UserError as error:
             problems.extend(error)
-
-
-def check_source_weights(options: PretrainOptions, problems: Problems) -> None:
-    """Whether there is a weight for each source."""
-    from stmae.data.opening import paths_of
-    from stmae.data.sources import check_weights
-
-    if options.weights is None:
-        return
-    places = paths_of(options.videos)
-    if not places:
-        problems.add("weights go with several folders or lists, not with clips from Python.", "Leave them out.")
-        return
-    try:
-        check_weights(len(places), options.weights)
-    except UserError as error:
-        problems.extend(error)
 
 
 def exists(name: str, value: str | os.PathLike[str], cure: str, problems: Problems) -> bool:

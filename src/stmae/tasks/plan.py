@@ -6,8 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field
 
-from stmae.tasks.checks import count_of
-from stmae.tasks.options import PlanOptions
+from stmae.tasks.plan_options import PlanOptions, count_of
 from stmae.tasks.task import task
 
 # What a second of video takes when it is packed at a short side of 256 pixels: from docs/results/check.json, which

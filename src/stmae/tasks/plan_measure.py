@@ -23,8 +23,8 @@ from stmae.data.synthetic import write_video, write_videos
 from stmae.errors import UserError
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.sizes import mae_config
-from stmae.tasks.options import PlanOptions
 from stmae.tasks.plan import MEASURED, Number, default_bytes
+from stmae.tasks.plan_options import PlanOptions
 from stmae.tasks.speed import loading_speed
 
 SAMPLE = 24  # videos that are looked at for their durations

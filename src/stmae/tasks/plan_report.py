@@ -10,8 +10,8 @@ from rich.text import Text
 
 from stmae.engine.log import duration
 from stmae.tasks.check_report import in_bytes
-from stmae.tasks.options import PlanOptions
 from stmae.tasks.plan import Forecast, own_cores
+from stmae.tasks.plan_options import PlanOptions
 
 
 def show(forecast: Forecast, options: PlanOptions) -> None:

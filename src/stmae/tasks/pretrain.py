@@ -40,7 +40,7 @@ from stmae.model.paint import paint
 from stmae.runs import BadFiles, RunFolder, Verdicts, disk_errors, save_weights
 from stmae.tasks import build
 from stmae.tasks.monitor import Monitor
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.setup import Setup
 from stmae.tasks.share import share
 from stmae.tasks.task import task

@@ -17,7 +17,7 @@ from stmae.interop.native import Model, load_with_extras
 from stmae.model.config import as_dict
 from stmae.runs import RunFolder, read_config
 from stmae.tasks.convert import describe
-from stmae.tasks.options import PushOptions
+from stmae.tasks.push_options import PushOptions
 from stmae.tasks.task import task
 from stmae.weights import ENCODER, save_weights, write_atomic
 

@@ -27,7 +27,7 @@ from stmae.model.mae import MaskedAutoencoder
 from stmae.model.masking import agnostic, key_noise, visible_count
 from stmae.model.paint import Painting, Statistics, paint
 from stmae.tasks import build
-from stmae.tasks.options import ReconstructOptions
+from stmae.tasks.reconstruct_options import ReconstructOptions
 from stmae.tasks.task import task
 from stmae.tasks.videos import none_readable, open_videos, places_of, printable, stride_of
 

@@ -27,7 +27,7 @@ from stmae.runs import RunFolder, read_config
 from stmae.tasks import build
 from stmae.tasks.checks import check
 from stmae.tasks.fit import settle_batch
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import bind, resolve
 from stmae.tasks.videos import open_given
 

@@ -15,7 +15,7 @@ from stmae.engine.distributed import World
 from stmae.errors import UserError
 from stmae.runs import compare
 from stmae.tasks import build
-from stmae.tasks.options import PretrainOptions
+from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.setup import Setup, part
 from stmae.weights import plain
 
