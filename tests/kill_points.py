@@ -11,13 +11,13 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils.tensorboard  # here, not in every fork
+from forks import forked, status_of
 from safetensors.torch import save_file
 from toy import toy_run
 
@@ -90,18 +90,6 @@ def arm(point: str) -> None:
         weights.remove_folder = remove
 
 
-def forked(work: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def train(folder: Path, demanded: bool, point: str | None = None) -> None:
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(demanded)
@@ -113,12 +101,12 @@ def train(folder: Path, demanded: bool, point: str | None = None) -> None:
 
 def main() -> None:
     top, demanded = Path(sys.argv[1]), sys.argv[2] == "demanded"
-    assert forked(lambda: train(top / "straight", demanded)) == 0
+    assert status_of(forked(lambda: train(top / "straight", demanded))) == 0
     for point in sys.argv[3:]:
-        assert forked(lambda point=point: train(top / point, demanded, point)) == -signal.SIGKILL, point
+        assert status_of(forked(lambda point=point: train(top / point, demanded, point))) == -signal.SIGKILL, point
         left = sorted(os.listdir(top / point / "checkpoints"))
         (top / f"{point}.txt").write_text("\n".join(left))
-        assert forked(lambda point=point: train(top / point, demanded)) == 0, point
+        assert status_of(forked(lambda point=point: train(top / point, demanded))) == 0, point
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the tests of several processes run in each: `python many.py FOLDER RANK PORT...`, a port for each scenario.
+"""What the tests of several processes run in each: `python many.py FOLDER PORT...`, a port for each scenario.
 
-A scenario is a function of a `World`; what it returns is kept in FOLDER/<name>-<rank>.pt. The processes are started
-once for all scenarios, since importing torch takes longer than any of them.
+A scenario is a function of a `World`; what it returns is kept in FOLDER/<name>-<rank>.pt. The processes are
+started once for all scenarios, and are forks of one, since importing torch takes longer than any of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from forks import all_of
 from tiny import tiny, tiny_config
 from torch import Tensor, nn
 from toy import Memory
@@ -24,6 +25,7 @@ from toy import Memory
 from stmae.data.dataset import VideoClips
 from stmae.data.loader import Batch, ClipLoader
 from stmae.data.sources import TensorSource
+from stmae.engine import distributed
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.distributed import ALONE, Lost, World, together
 from stmae.engine.launch import Launch
@@ -217,7 +219,7 @@ def only_first_fails(world: World, folder: Path) -> dict[str, Any]:
 
 def another_hangs(world: World, folder: Path) -> dict[str, Any]:
     if world.rank == 1:
-        time.sleep(8)
+        time.sleep(5)
         return {}
     learn(world, steps=2)
     raise AssertionError("went on without rank 1")
@@ -291,6 +293,7 @@ def _find_no_videos() -> None:
 
 
 def run(folder: Path, rank: int, ports: list[int]) -> None:
+    distributed.LAST_WORDS = 1.5  # seconds; all are on one machine
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     for (name, size, work), port in zip(scenarios(), ports, strict=True):
@@ -300,7 +303,7 @@ def run(folder: Path, rank: int, ports: list[int]) -> None:
         began = time.monotonic()
         try:
             begin = _find_no_videos if name == "vain" else lambda: None
-            with together(CPU, begin, launch=launch, timeout=3 if name == "hangs" else 60) as (world, _):
+            with together(CPU, begin, launch=launch, timeout=2 if name == "hangs" else 60) as (world, _):
                 assert (world is ALONE) or world.size == size
                 made: Mapping[str, Any] = work(world, folder)
         except Lost as lost:
@@ -311,4 +314,6 @@ def run(folder: Path, rank: int, ports: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), [int(port) for port in sys.argv[3:]])
+    top, ports = Path(sys.argv[1]), [int(port) for port in sys.argv[2:]]
+    # "killed" is the last scenario.
+    all_of(lambda rank: run(top, rank, ports), [0, -signal.SIGKILL, 0, 0], top, seconds=500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -75,7 +76,9 @@ def test_checkpointing_keeps_less() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_have_the_same_names_and_results() -> None:
+def test_compiled_blocks_have_the_same_names_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of compilation but the C++: tracing, guards, recompilation, backward graphs."""
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, compiled = tiny().float(), tiny().float()
     names = list(compiled.state_dict())
     checkpoint_blocks(compiled)
@@ -89,6 +92,21 @@ def test_compiled_blocks_have_the_same_names_and_results() -> None:
     assert counted["frames"]["ok"] >= 2, "nothing was compiled"
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_block_in_compiled_code_gives_the_same() -> None:
+    """As `--compile on` has it; one small block, since the C++ compiler takes its time."""
+    plain, compiled = (tiny(width=16, depth=1).float().encoder for _ in range(2))
+    compile_blocks(compiled)
+    torch._dynamo.reset()
+    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    for model in (plain, compiled):
+        model.blocks[0](x).square().sum().backward()
+    assert torch._dynamo.utils.counters["inductor"], "nothing was compiled"
+    for (name, one), other in zip(plain.blocks.named_parameters(), compiled.blocks.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_compiling_is_for_gpus_unless_asked_for() -> None:

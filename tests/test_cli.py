@@ -31,6 +31,19 @@ print(json.dumps(results))
 """
 
 
+def test_loggers_without_words_are_none() -> None:
+    for words in (["--loggers"], ["--loggers", "--keep", "3"]):
+        assert parse("pretrain", PretrainOptions, ["videos", "--out", "x", *words])["loggers"] == ()
+    assert parse("pretrain", PretrainOptions, ["--loggers", "wandb", "--out", "x"])["loggers"] == ("wandb",)
+
+
+def test_output_that_nobody_reads_on_is_no_bug_of_ours() -> None:
+    command = f"'{sys.executable}' -m stmae pretrain --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("Pre-train")
+    assert not done.stderr
+
+
 def run_all(*commands: list[str]) -> list[tuple[int, str, str, bool]]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)], capture_output=True, text=True, timeout=120

@@ -19,7 +19,7 @@ from stmae.data.sources import names_of
 from stmae.engine.blocks import blocks_of
 from stmae.engine.loop import Position
 from stmae.errors import UserError
-from stmae.tasks import pretrain as module
+from stmae.tasks import train as module
 from stmae.tasks.pretrain_options import PretrainOptions
 
 BASE: dict[str, Any] = {

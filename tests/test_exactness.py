@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from test_video import check_against_full_decode, number, picture, read, read_random, small_zoo
 
-from stmae.data import video
 from stmae.data.container import DecodeError
 
 X264 = {"crf": "10", "threads": "1", "preset": "veryfast"}
@@ -178,7 +177,7 @@ def test_real_files_beside_the_ffmpeg_program(shared: Path) -> None:
 
 def test_decoding_that_never_ends_is_cut_off_at_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "long.ts", codec={"bf": "0", "g": "15"})  # no index: the end is reached through the whole
-    monkeypatch.setattr(video, "MAX_DECODED", 20 * 64 * 32)
+    monkeypatch.setattr("stmae.data.frames.MAX_DECODED", 20 * 64 * 32)
     _, reading = read(path, [[0.1, 0.5]])
     assert reading.damage == ""
     clips = []

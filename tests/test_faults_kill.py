@@ -36,7 +36,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("demanded, points", [("demanded", POINTS), ("not demanded", ("within a file", "renamed"))])
 def test_killed_at_every_point_of_a_save(tmp_path: Path, demanded: str, points: tuple[str, ...]) -> None:
     program = Path(__file__).with_name("kill_points.py")
-    environment = {**os.environ, "PYTHONPATH": with_tests(), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": with_tests(), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     ended = subprocess.run(
         [sys.executable, str(program), str(tmp_path), demanded, *points],
         env=environment, capture_output=True, text=True,

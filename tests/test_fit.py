@@ -17,6 +17,7 @@ from stmae.runs import read_config
 from stmae.tasks import fit
 from stmae.tasks.fit import free_memory, kept_bytes, largest, settle_batch
 from stmae.tasks.pretrain_options import PretrainOptions
+from stmae.tasks.pretrain_setup import trial
 
 CPU = torch.device("cpu")
 
@@ -41,9 +42,12 @@ def options(**values: Any) -> PretrainOptions:
     return PretrainOptions("videos", out=Path("x"), **{"repeats": 2, **values})
 
 
+TRIAL = trial(options(), tiny_config())
+
+
 def settled(monkeypatch: pytest.MonkeyPatch, most: int, processes: int = 1, **values: Any) -> tuple[int, int]:
     monkeypatch.setattr(fit, "_estimated", lambda *_: most)
-    found, told = settle_batch(options(**values), tiny_config(), CPU, processes)
+    found, told = settle_batch(options(**values), TRIAL, CPU, processes)
     assert f"{most} clips fit at a time" in told
     return found.batch_size, found.accumulate
 
@@ -61,7 +65,7 @@ def test_what_follows_from_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"batch_size 6 is not a multiple of 2 repeats x 2 processes\. Choose 8"):
         settled(monkeypatch, 12, processes=2, batch_size=6, accumulate="auto")
     plain = options(batch_size=6)
-    assert settle_batch(plain, tiny_config(), CPU) == (plain, "")
+    assert settle_batch(plain, TRIAL, CPU) == (plain, "")
 
 
 def test_what_a_step_keeps_is_counted_as_it_is() -> None:
@@ -78,7 +82,7 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(random_clip(config, batch=4), keys=torch.arange(4))
     with torch.device("meta"):
-        counted = kept_bytes(MaskedAutoencoder(config), 4)
+        counted = kept_bytes(MaskedAutoencoder(config), trial(options(), config), 4)
     assert output.loss.isfinite()
     assert sum(real.values()) == pytest.approx(counted, rel=0.25)
 
@@ -86,19 +90,20 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
 def test_an_estimate_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(shape=(16, 64, 64), width=64, depth=4)
     found = []
+    step = trial(options(), config)
     for megabytes in (80, 200, 10_000):
         monkeypatch.setattr(fit, "free_memory", lambda megabytes=megabytes: megabytes * 10**6)
-        found.append(settle_batch(options(batch_size="auto"), config, CPU)[0].batch_size)
+        found.append(settle_batch(options(batch_size="auto"), step, CPU)[0].batch_size)
     assert 2 <= found[0] < found[1] <= found[2] == fit.CPU_CLIPS
     monkeypatch.setattr(fit, "free_memory", lambda: 80 * 10**6)
-    lean = settle_batch(options(batch_size="auto", checkpoint_activations=True), config, CPU)[0].batch_size
+    lean = settle_batch(options(batch_size="auto", checkpoint_activations=True), step, CPU)[0].batch_size
     assert lean > found[0]
     assert free_memory() > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_steps_are_tried_on_a_gpu() -> None:
-    found, told = settle_batch(options(batch_size="auto", precision="bf16"), tiny_config(), torch.device("cuda"))
+    found, told = settle_batch(options(batch_size="auto", precision="bf16"), TRIAL, torch.device("cuda"))
     assert "tried on this GPU" in told
     assert found.batch_size >= 2
 

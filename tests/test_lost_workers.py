@@ -16,7 +16,7 @@ from test_workers import Disturbed
 
 import stmae
 from stmae.data.loader import Batch, ClipLoader
-from stmae.tasks import pretrain as module
+from stmae.tasks import train as module
 from stmae.tasks.setup import Setup
 
 OPTIONS: dict[str, Any] = {**SMALL, "batch_size": 4, "repeats": 2, "holdout": 0, "epochs": 6, "max_bad_share": 0.5}

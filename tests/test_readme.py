@@ -37,7 +37,7 @@ def run(command: str, place: Path) -> str:
     """Runs `stmae ...` with this interpreter, as the installed script would."""
     assert command.startswith("stmae ")
     words = [sys.executable, "-m", *command.split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=place, capture_output=True, text=True, env=environment, timeout=250, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

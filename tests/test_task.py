@@ -11,6 +11,7 @@ from typing import Literal, get_type_hints
 
 import pytest
 
+from stmae.cli import COMMANDS
 from stmae.errors import UserError
 from stmae.presets import PRESETS, Facts
 from stmae.tasks import checks
@@ -156,7 +157,7 @@ def test_positional_values_go_to_the_fields_that_take_them(videos: Path) -> None
 
 
 def test_every_option_has_a_line_of_help() -> None:
-    for options in checks.CHECKS:
+    for options, _ in COMMANDS.values():
         for name, text in field_docs(options).items():
             assert text, f"{options.__name__}.{name}"
 
@@ -265,7 +266,7 @@ def test_values_that_cannot_work_are_refused_with_a_cure(videos: Path, wrong: di
 
 def test_all_values_that_cannot_work_are_found_together(videos: Path) -> None:
     said = refused(videos=videos / "nope", out=videos / "a.mp4", mask_ratio=1.5, frames=7, lr=-1, model="vit")
-    assert [text.split()[0] for text in said] == ["videos", "out", "unknown", "mask_ratio", "frames", "lr"]
+    assert [text.split()[0] for text in said] == ["videos", "out", "lr", "unknown", "mask_ratio", "frames"]
 
 
 def test_places_that_are_not_there_or_not_free(videos: Path) -> None:
@@ -300,7 +301,7 @@ def test_model_names_are_those_of_create_model() -> None:
 def test_type_checkers_know_the_keywords(tmp_path: Path) -> None:
     snippet = tmp_path / "snippet.py"
     snippet.write_text(
-        "from stmae.tasks.options import EmbedOptions\n"
+        "from stmae.tasks.embed_options import EmbedOptions\n"
         "from stmae.tasks.task import task\n"
         "@task(EmbedOptions)\n"
         "def embed(options: EmbedOptions) -> int:\n"

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from stmae.data import container, video
 from stmae.data.clips import clip_key, clip_times
+from stmae.data.container import DecodeError
+from stmae.data.frames import Video
 from stmae.data.synthetic import write_video
-from stmae.data.video import DecodeError, Reading, read_clips
+from stmae.data.video import Reading, read_clips
 
 Frames = dict[tuple[int, int], np.ndarray]
 
@@ -211,11 +213,11 @@ def test_frames_of_uneven_length_are_found_by_their_stamps(tmp_path: Path) -> No
 def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = numbered(tmp_path / "long.mp4", 120, g="20", bf="3", sc_threshold="0")
     decoded = []
-    decode = video._Video._decoded
-    monkeypatch.setattr(video._Video, "_decoded", lambda self: decoded.append(1) or decode(self))
+    decode = Video._decoded
+    monkeypatch.setattr(Video, "_decoded", lambda self: decoded.append(1) or decode(self))
     converted = []
-    pixels = video._Video.pixels
-    monkeypatch.setattr(video._Video, "pixels", lambda self, frame: converted.append(1) or pixels(self, frame))
+    pixels = Video.pixels
+    monkeypatch.setattr(Video, "pixels", lambda self, frame: converted.append(1) or pixels(self, frame))
     got, _ = read(path, [[105.5 / 30, 107.5 / 30], [105.5 / 30, 109.5 / 30]])
     assert [number(got[key]) for key in sorted(got)] == [105, 107, 105, 109]
     assert len(decoded) <= 16  # the first one, then from key frame 100 on: not 110
@@ -225,14 +227,14 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.Monk
 def fed_packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Presentation times of the packets that go into the decoder from now on."""
     fed: list[int] = []
-    feed = video._Video._feed
+    feed = Video._feed
 
-    def counted(self: video._Video, packet: av.Packet | None) -> None:
+    def counted(self: Video, packet: av.Packet | None) -> None:
         if packet is not None:
             fed.append(round(packet.pts * float(packet.time_base) * 30))
         feed(self, packet)
 
-    monkeypatch.setattr(video._Video, "_feed", counted)
+    monkeypatch.setattr(Video, "_feed", counted)
     return fed
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_run import clock_times, write_clock
 
+from stmae.data.container import DecodeError
 from stmae.data.dataset import FixedClips
 from stmae.data.sources import Index
-from stmae.data.video import DecodeError
 from stmae.data.views import End, Places, View, read_views, segments, spread, starting, stream_views, windows
 
 STEP = 4 / 30
@@ -160,7 +160,7 @@ def test_a_wrong_duration_in_the_header_adds_no_windows(
     clock: Path, monkeypatch: pytest.MonkeyPatch, stated: float
 ) -> None:
     sound, end = read(clock, windows(8, 4.0, 0.7))
-    monkeypatch.setattr("stmae.data.video._Video._stated_duration", lambda self: stated)
+    monkeypatch.setattr("stmae.data.frames.Video._stated_duration", lambda self: stated)
     views, same = read(clock, windows(8, 4.0, 0.7))
     assert (same.clips, same.duration) == (end.clips, pytest.approx(end.duration))
     last = {view.number: view for view in views}  # a view that comes again replaces the first

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import shutil
 import sys
 import textwrap
@@ -67,8 +68,8 @@ Examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit status.
 
-    0 done, 2 the user's mistake (one message, no traceback), 130 interrupted, 75 stopped by SIGTERM and to be
-    started again. Any other exception is a mistake of ours and keeps its traceback.
+    0 done, 2 the user's mistake (one message, no traceback), 130 interrupted, 141 nobody reads what it prints, 75
+    stopped by SIGTERM and to be started again. Any other exception is a mistake of ours and keeps its traceback.
     """
     try:
         _command(list(sys.argv[1:] if arguments is None else arguments))
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has read enough: `stmae pretrain --help | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what is left in the buffer goes there at exit)
+        return 141
     except Exception as error:
         status = getattr(error, "exit_status", None)  # engine's Stopped, without importing the engine
         if status is None:

@@ -4,7 +4,7 @@
 class Pretrain(Task):
     def step(self, batch):                                  # one micro-batch, without looking at a number of it
         output = self.model(batch.to(self.device).clips)
-        return StepResult(output.loss_sum, output.weight, clips=len(batch.clips), numbers={"variance": explained_sum})
+        return StepResult(output.loss_sum, output.weight, clips=len(batch.clips), numbers={"correct": correct_sum})
 
 groups = parameter_groups(model, weight_decay=0.05)
 optimizer = build_adamw(groups, lr=peak)
@@ -75,6 +75,10 @@ class Task:
     def pictures(self, step: int) -> Mapping[str, np.ndarray | bytes]:
         """Pictures by name, uint8 (H, W, 3); by a name with the ending .gif the bytes of such a file."""
         return {}
+
+    def summary(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """What is logged for an interval, from what was measured in it, `step`'s numbers among them as means."""
+        return means
 
     def on_log(self, step: int) -> Mapping[str, float]:
         """Called before a line is logged; returns numbers of the host to go with it."""
@@ -301,6 +305,7 @@ def _log_interval(
     values, skipped, streak = meter.close_interval()
     with meter.clock_stopped():
         norm = float(total_norm([parameter.detach() for parameter in parameters]))
+        values = dict(task.summary(values))
         values |= {"weight_norm": norm, "lr": lr, "cursor": float(cursor)} | dict(task.on_log(done))
         log.metrics(done, values)
         shown = {name: value for name, value in values.items() if name not in UNSHOWN}

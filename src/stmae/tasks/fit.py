@@ -10,30 +10,46 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stmae.engine.blocks import checkpoint_blocks
 from stmae.engine.ema import Ema
-from stmae.engine.optim import build_adamw
+from stmae.engine.optim import Groups, build_adamw
 from stmae.engine.precision import computing
 from stmae.errors import UserError
-from stmae.model.config import MaeConfig
-from stmae.model.mae import MaskedAutoencoder
-from stmae.tasks import build
-from stmae.tasks.pretrain_options import PretrainOptions
+from stmae.model.config import ClipConfig
+from stmae.tasks.training_options import TrainingOptions
+
+O = TypeVar("O", bound=TrainingOptions)
 
 CPU_CLIPS = 64
 MOST_CLIPS = 4096
 GPU_SHARE, HOST_SHARE = 0.9, 0.5  # of the memory
 
 
-def settle_batch(
-    options: PretrainOptions, config: MaeConfig, device: torch.device, processes: int = 1
-) -> tuple[PretrainOptions, str]:
+@dataclass(frozen=True)
+class Trial:
+    """The training step that has to fit.
+
+    Attributes:
+        build: makes the model, on the device that is torch's default then.
+        loss: (model, uint8 clips (B, C, T, H, W) on its device, which may be meta) -> the loss of a forward pass.
+        groups: the model's parameters for the optimiser.
+        clip: what clips the model takes.
+    """
+
+    build: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    groups: Callable[[nn.Module], Groups]
+    clip: ClipConfig
+
+
+def settle_batch(options: O, trial: Trial, device: torch.device, processes: int = 1) -> tuple[O, str]:
     """The options with numbers in place of "auto", and a line on where they come from (empty without any "auto").
 
     Raises:
@@ -42,10 +58,10 @@ def settle_batch(
     if "auto" not in (options.batch_size, options.accumulate):
         return options, ""
     if device.type == "cuda":
-        most, how = _tried(options, config, device), "tried on this GPU"
+        most, how = _tried(options, trial, device), "tried on this GPU"
         torch.cuda.empty_cache()
     else:
-        most, how = _estimated(options, config, device), "an estimate; half of the free memory"
+        most, how = _estimated(options, trial), "an estimate; half of the free memory"
     if most < options.repeats:
         raise UserError(
             f"not even the {options.repeats} clips of one video fit into memory at a time ({how}).",
@@ -80,20 +96,20 @@ def largest(fits: Callable[[int], bool], unit: int, most: int) -> int:
     return low
 
 
-def _tried(options: PretrainOptions, config: MaeConfig, device: torch.device) -> int:
+def _tried(options: TrainingOptions, trial: Trial, device: torch.device) -> int:
     """By training steps on the device, until its memory is full."""
-    model = MaskedAutoencoder(config).to(device)
+    model = trial.build().to(device)
     if options.checkpoint_activations:
         checkpoint_blocks(model)
     average = Ema(model, options.ema) if options.ema else None
-    optimizer = build_adamw(build.groups(model, options), 0.0)
-    clip = config.encoder.clip
+    optimizer = build_adamw(trial.groups(model), 0.0)
+    clip = trial.clip
 
     def fits(count: int) -> bool:
         try:
             clips = torch.zeros(count, clip.channels, *clip.shape, dtype=torch.uint8, device=device)
             with computing(device, options.precision):
-                loss = model(clips, keys=torch.arange(count, device=device)).loss
+                loss = trial.loss(model, clips)
             loss.backward()
             optimizer.step()
             if average:
@@ -112,22 +128,22 @@ def _tried(options: PretrainOptions, config: MaeConfig, device: torch.device) ->
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _estimated(options: PretrainOptions, config: MaeConfig, device: torch.device) -> int:
+def _estimated(options: TrainingOptions, trial: Trial) -> int:
     """By what a step keeps: weights, gradients, moments (and the average), and what the backward pass needs."""
     with torch.device("meta"):
-        model = MaskedAutoencoder(config)
+        model = trial.build()
     if options.checkpoint_activations:
         checkpoint_blocks(model)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     fixed = 4 * numbers * (5 if options.ema else 4)
-    two, one = (kept_bytes(model, count) for count in (2, 1))
+    two, one = (kept_bytes(model, trial, count) for count in (2, 1))
     room = HOST_SHARE * free_memory() - fixed
     return largest(lambda count: one + (two - one) * (count - 1) <= room, options.repeats, CPU_CLIPS)
 
 
-def kept_bytes(model: MaskedAutoencoder, clips: int) -> int:
+def kept_bytes(model: nn.Module, trial: Trial, clips: int) -> int:
     """What the forward pass of a model on the meta device keeps for the backward pass of so many clips, in bytes."""
-    clip = model.config.encoder.clip
+    clip = trial.clip
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -138,8 +154,8 @@ def kept_bytes(model: MaskedAutoencoder, clips: int) -> int:
 
     pixels = torch.empty(clips, clip.channels, *clip.shape, dtype=torch.uint8, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(pixels, noise=torch.empty(clips, clip.tokens, device="meta"))
-    del output
+        loss = trial.loss(model, pixels)
+    del loss
     return sum(kept.values())
 
 

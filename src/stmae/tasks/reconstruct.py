@@ -13,10 +13,10 @@ from torch import Tensor
 
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS, clip_key
+from stmae.data.container import DecodeError
 from stmae.data.dataset import FixedClips
 from stmae.data.sources import Source, TensorSource
 from stmae.data.values import Values
-from stmae.data.video import DecodeError
 from stmae.data.views import Places, View, read_views, starting
 from stmae.engine.log import Console, Log
 from stmae.engine.precision import computing

@@ -1,43 +1,42 @@
-"""What `stmae pretrain` settles before it trains: videos, options, model, schedule; and how it says so."""
+"""What a task settles before it trains: videos, options, model, schedule; and how it says so."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from stmae.data.dataset import FixedClips, VideoClips
 from stmae.data.frozen import index_changes, load_index
 from stmae.data.opening import paths_of
 from stmae.data.sources import Mixture, Source, TensorSource, is_shards, parts_of, split
-from stmae.data.values import Values, values_of
+from stmae.data.values import Values
 from stmae.durations import Clock
 from stmae.engine.blocks import pick_compile
 from stmae.engine.distributed import World
-from stmae.engine.launch import find
 from stmae.engine.log import Log
+from stmae.engine.optim import Groups
 from stmae.errors import UserError
-from stmae.model.config import MaeConfig
-from stmae.model.mae import MaskedAutoencoder
-from stmae.model.masking import visible_count
 from stmae.presets import Facts
 from stmae.runs import RunFolder, read_config
 from stmae.tasks import build
 from stmae.tasks.checks import check
-from stmae.tasks.fit import settle_batch
-from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import bind, resolve
-from stmae.tasks.videos import open_given
+from stmae.tasks.training_options import TrainingOptions
+
+O = TypeVar("O", bound=TrainingOptions)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that is known before the first step.
+    """Everything that is known before the first step. What follows from the model is its task's to say.
 
     Attributes:
         options: with every value settled.
+        config: the model's, whose `encoder.clip` says what clips it takes.
         source, held_out: the videos to train on and those kept out (maybe none).
         values: what their pixels are.
         why: the reason for the precision.
@@ -46,8 +45,8 @@ class Setup:
         altered: a line for each option that the run had otherwise when it was last started.
     """
 
-    options: PretrainOptions
-    config: MaeConfig
+    options: TrainingOptions
+    config: Any
     plan: build.Plan
     source: Source
     held_out: Source | None
@@ -57,30 +56,6 @@ class Setup:
     notes: tuple[str, ...]
     altered: tuple[str, ...] = ()
     fit: str = ""
-
-    @classmethod
-    def of(cls, options: PretrainOptions) -> Setup:
-        """Looks at the machine, the folder and the run that may be there.
-
-        Raises:
-            UserError: the device is missing, there are no videos, options do not go together.
-        """
-        device = build.pick_device(options.device, many=True)
-        asked = set(options.given)  # by the caller: what a preset or an earlier run says is no request
-        options = lent(options)
-        notes = list[str]()
-        found = open_given(options, notes.append)
-        options, why = settle(options, device, len(found))
-        source, held_out, changed = part(found, options)
-        values = Values() if isinstance(source, TensorSource) else values_of(source, options.value_range)
-        channels, (frames, *size) = clip_shape(options, source, values, asked)
-        config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
-        values = replace(values, mean=config.encoder.clip.mean, std=config.encoder.clip.std)
-        options, fit = settle_batch(options, config, device, find().size)
-        check(options)
-        plan = build.Plan.of(options, slots_of(source))
-        notes += [changed] if changed else []
-        return cls(options, config, plan, source, held_out, values, device, why, tuple(notes), fit=fit)
 
     @property
     def videos(self) -> int:
@@ -116,11 +91,7 @@ class Setup:
         values = self.saved()
         del values["derived"]
         log.table("configuration", [(name, _shown(value)) for name, value in values.items() if value is not None])
-        options, clip = self.options, self.config.encoder.clip
-        visible = visible_count(clip.tokens, self.config.mask_ratio, self.config.visible_count)
-        with torch.device("meta"):
-            model = MaskedAutoencoder(self.config)
-        sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
+        options = self.options
         cooldown = f", {self.plan.cooldown_steps} cool-down" if options.schedule == "constant" else ""
         parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
         fit = parts + (f" ({self.fit})" if self.fit else "")
@@ -129,8 +100,7 @@ class Setup:
             ("compile", "{} ({})".format("on" if self.compile[0] else "off", self.compile[1])),
             ("processes", f"{world.size}, {parallel[0]} ({parallel[1]})" if world.size > 1 else "1"),
             ("videos", f"{len(self.source)} to train on, {self.kept_out} held out"),
-            ("tokens", f"{clip.tokens} per clip, {visible} visible"),
-            ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
+            *self.about_model(),
             ("step", f"{options.batch_size} clips of {options.batch_size // options.repeats} videos{fit}"),
             ("steps", f"{self.plan.steps}, {self.plan.warmup_steps} of them warm-up{cooldown}"),
             ("workers", str(self.workers)),
@@ -185,8 +155,39 @@ class Setup:
             values=self.values,
         )
 
+    # What a task says of its model
 
-def part(found: Source, options: PretrainOptions) -> tuple[Source, Source | None, str]:
+    def build_model(self) -> nn.Module:
+        """On the CPU, with random weights."""
+        raise NotImplementedError
+
+    @property
+    def begins_with(self) -> str | None:
+        """The run or file whose weights a new run begins with."""
+        return None
+
+    def init_weights(self, model: nn.Module) -> str:
+        """Takes over the weights of `begins_with`; returns what was taken, as a line for the log."""
+        raise NotImplementedError
+
+    def groups(self, model: nn.Module) -> Groups:
+        """The model's parameters for the optimiser."""
+        raise NotImplementedError
+
+    def header(self) -> dict[str, Any]:
+        """What the files with its weights say: "model", its configuration, and "clip", how clips were taken."""
+        raise NotImplementedError
+
+    def flops_per_clip(self) -> float:
+        """Floating-point operations of one clip's forward and backward pass."""
+        raise NotImplementedError
+
+    def about_model(self) -> list[tuple[str, str]]:
+        """Lines of the table of what follows from the options."""
+        return []
+
+
+def part(found: Source, options: TrainingOptions) -> tuple[Source, Source | None, str]:
     """The training videos, those kept out, and a line on what changed since the run began.
 
     A run that is there keeps the index it was begun with.
@@ -203,7 +204,7 @@ def part(found: Source, options: PretrainOptions) -> tuple[Source, Source | None
             raise UserError(f'the run in "{run.path}" was begun with {count} clips, and {len(found)} are given.', other)
     if isinstance(found, TensorSource) or not (run.exists and run.index.exists()):
         return *_split(found, options.holdout), ""
-    training, kept_out = load_index(run.index, found, options.weights)
+    training, kept_out = load_index(run.index, found, getattr(options, "weights", None))
     added, removed = index_changes((training, kept_out), found)
     begun_with = len(training) + len(kept_out)
     if removed and len(removed) == begun_with:
@@ -233,7 +234,7 @@ def _changes(added: list[str], removed: list[str]) -> str:
     return f"the folder changed since the run began: {'; '.join(parts)}. The run keeps its own index." if parts else ""
 
 
-def lent(options: PretrainOptions) -> PretrainOptions:
+def lent(options: O) -> O:
     """The options; a run that is there lends its own values where none are given.
 
     Raises:
@@ -243,9 +244,10 @@ def lent(options: PretrainOptions) -> PretrainOptions:
     if not run.exists:
         return options
     saved = {name: value for name, value in read_config(run.config).items() if name != "derived"}
-    if "preset" in options.given and options.preset != saved.get("preset", options.preset):
+    preset = options.given.get("preset")
+    if preset is not None and preset != saved.get("preset", preset):
         raise UserError(
-            f'the run in "{run.path}" was begun with preset "{saved["preset"]}", not "{options.preset}".',
+            f'the run in "{run.path}" was begun with preset "{saved["preset"]}", not "{preset}".',
             "Leave it out to go on with the run, or choose another --out for a new run.",
         )
     given = dict(options.given)
@@ -254,12 +256,12 @@ def lent(options: PretrainOptions) -> PretrainOptions:
             given.pop(name, None)
     if given.get("epochs", saved.get("epochs")) != saved.get("epochs"):  # a longer run is not warmed up anew
         saved["warmup"] = f"{read_config(run.config)['derived']['warmup_steps']} steps"
-    return bind(PretrainOptions, (), {**saved, **given})
+    return bind(type(options), (), {**saved, **given})
 
 
-def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple[PretrainOptions, str]:
+def settle(options: O, device: torch.device, videos: int) -> tuple[O, str]:
     """All values, and why the precision is what it is; a new run takes those that are not given from its preset."""
-    if not RunFolder(options.out).exists:
+    if not RunFolder(options.out).exists and hasattr(options, "preset"):
         options = resolve(options, Facts(videos=videos, device=device.type))
     check(options)
     precision, why = build.pick_precision(options.precision, device)
@@ -267,7 +269,7 @@ def settle(options: PretrainOptions, device: torch.device, videos: int) -> tuple
 
 
 def clip_shape(
-    options: PretrainOptions, source: Source, values: Values, asked: set[str]
+    options: TrainingOptions, source: Source, values: Values, asked: set[str]
 ) -> tuple[int, tuple[int, int, int]]:
     """Channels, and (frames, height, width) of the clips: a tensor source brings its own.
 

@@ -15,12 +15,12 @@ from stmae.engine.distributed import World
 from stmae.errors import UserError
 from stmae.runs import compare
 from stmae.tasks import build
-from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.setup import Setup, part
+from stmae.tasks.training_options import TrainingOptions
 from stmae.weights import plain
 
 
-def share(setup: Setup | None, options: PretrainOptions, device: torch.device, world: World) -> Setup:
+def share(setup: Setup | None, options: TrainingOptions, device: torch.device, world: World) -> Setup:
     """Rank 0's setup on every process, with its own device.
 
     The list of videos travels with it: the other hosts need the videos at the same paths, but neither the run's folder
@@ -31,7 +31,7 @@ def share(setup: Setup | None, options: PretrainOptions, device: torch.device, w
         options: as this process was given them.
 
     Raises:
-        UserError: the processes were started with different options, versions or tensors; on all of them, with the
+        UserError: the processes were started with different options, versions or clips; on all of them, with the
             differences.
     """
     if world.size == 1:
@@ -51,13 +51,18 @@ def share(setup: Setup | None, options: PretrainOptions, device: torch.device, w
 
 
 def _shown(videos: Any) -> Any:
-    """Paths as they were given; of tensors and data sets the type."""
-    if isinstance(videos, list | tuple):
-        return [_shown(each) for each in videos[:8]]
-    return str(videos) if build.is_path(videos) else type(videos).__name__
+    """Paths as they were given; of clips from Python the type, how many they are, and what is in the first one."""
+    if build.is_path(videos):
+        return [str(each) for each in videos[:8]] if isinstance(videos, list | tuple) else str(videos)
+    shown = f"{type(videos).__name__} of {len(videos)}"
+    first = videos[0] if isinstance(videos, torch.Tensor | list) else None  # a Dataset may draw its clips at random
+    if isinstance(first, torch.Tensor):
+        pixels = first.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        shown += f", the first {first.dtype} {tuple(first.shape)} {hashlib.sha256(pixels.tobytes()).hexdigest()[:8]}"
+    return shown
 
 
-def _started_with(options: PretrainOptions, device: torch.device) -> dict[str, Any]:
+def _started_with(options: TrainingOptions, device: torch.device) -> dict[str, Any]:
     """What has to be alike on all processes before anything is shared."""
     import stmae
 
