@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from stmae.errors import UserError
-from stmae.weights import ENCODER, MANIFEST, damage, newest_whole, step_folders
+from stmae.weights import CLASSIFIER, ENCODER, MANIFEST, damage, newest_whole, step_folders
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_WEIGHTS = (ENCODER, CLASSIFIER)
 _CHECKPOINT = re.compile(r"checkpoints/(step-\d{6,})/(.+)")
 PATIENCE = (0.5, 2.0, 5.0, 15.0)  # seconds before each new try at the end
 LONGEST = 240  # characters of a folder's name
@@ -219,13 +220,12 @@ class Mirror:
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
             hidden = any(part.startswith(".") for part in path.relative_to(self.local).parts)
-            if path.is_file() and not hidden and not _CHECKPOINT.fullmatch(name) and name != ENCODER:
+            if path.is_file() and not hidden and not _CHECKPOINT.fullmatch(name) and name not in _WEIGHTS:
                 yield name
         for folder in reversed(step_folders(self.local / "checkpoints")):
             names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: name == MANIFEST)
             yield from (f"checkpoints/{folder.name}/{name}" for name in names if not name.startswith("."))
-        if (self.local / ENCODER).is_file():
-            yield ENCODER
+        yield from (name for name in _WEIGHTS if (self.local / name).is_file())
 
     def _listed(self) -> list[str]:
         if not self._files.exists(self._root):

@@ -8,7 +8,8 @@ runs/first/
 ├── trackers/                what W&B, MLflow or trackio keep here, where they are asked for
 ├── index.csv  bad_files.csv  verdicts/
 ├── checkpoints/             step-000500/ ... whole or absent
-└── encoder.safetensors      weights, with the configuration in the header (`weights.py`)
+└── encoder.safetensors      weights, with the configuration in the header (`weights.py`); of a fine-tuned model,
+                             encoder and head: classifier.safetensors
 ```
 """
 
@@ -26,7 +27,16 @@ from typing import IO, Any
 import yaml
 
 from stmae.errors import UserError
-from stmae.weights import ENCODER, find_weights, load_weights, plain, save_weights, step_folders, write_atomic
+from stmae.weights import (
+    CLASSIFIER,
+    ENCODER,
+    find_weights,
+    load_weights,
+    plain,
+    save_weights,
+    step_folders,
+    write_atomic,
+)
 
 try:
     import fcntl
@@ -127,6 +137,7 @@ class RunFolder:
         self.verdicts = self.path / "verdicts"
         self.checkpoints = self.path / "checkpoints"
         self.encoder = self.path / ENCODER
+        self.classifier = self.path / CLASSIFIER
         self._lock: IO[bytes] | None = None
 
     @classmethod

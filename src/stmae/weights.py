@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 ENCODER = "encoder.safetensors"
+CLASSIFIER = "classifier.safetensors"
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
@@ -122,6 +123,11 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
     write_tensors(path, tensors, {"stmae_format": FORMAT, "config": json.dumps(plain(config))})
 
 
+def weights_name(model: Mapping[str, Any]) -> str:
+    """What the file of a model's weights is called, given its configuration as plain data."""
+    return CLASSIFIER if model["kind"] == "classifier" else ENCODER
+
+
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a file that `save_weights` wrote: (tensors on the CPU by name, configuration). Never unpickles.
 
@@ -176,8 +182,8 @@ def find_weights(where: str | Path, warn: Callable[[str], None] | None = None) -
     """The file of weights that a person means by a run folder, a checkpoint folder or a file.
 
     Args:
-        where: a run folder (its encoder.safetensors, else the model of its newest whole checkpoint), a folder
-            `step-...` of one, or a file, which is returned as it is.
+        where: a run folder (its classifier.safetensors or encoder.safetensors, else the model of its newest whole
+            checkpoint), a folder `step-...` of one, or a file, which is returned as it is.
         warn: told of each damaged checkpoint that was passed over.
 
     Raises:
@@ -188,7 +194,7 @@ def find_weights(where: str | Path, warn: Callable[[str], None] | None = None) -
         return path
     if not path.exists():
         raise UserError(f'"{where}" does not exist.', _nearest_run(path))
-    for name in (ENCODER, MODEL):
+    for name in (CLASSIFIER, ENCODER, MODEL):
         if (path / name).is_file():
             return path / name
     folders = path if path.name == "checkpoints" else path / "checkpoints"
@@ -210,7 +216,7 @@ def find_weights(where: str | Path, warn: Callable[[str], None] | None = None) -
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", ENCODER, "checkpoints"))
+    return any((folder / name).exists() for name in ("config.yaml", ENCODER, CLASSIFIER, "checkpoints"))
 
 
 def _nearest_run(path: Path) -> str:

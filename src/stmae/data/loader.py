@@ -31,6 +31,7 @@ class Batch:
         shrunk: how many clips had to take a smaller stride.
         repeated: how many clips show a frame twice.
         wait_seconds: how long the caller waited for this batch.
+        items: int64 (B,), the positions in the index of the clips' videos; none where batches come from elsewhere.
     """
 
     clips: torch.Tensor
@@ -41,6 +42,7 @@ class Batch:
     shrunk: int = 0
     repeated: int = 0
     wait_seconds: float = 0.0
+    items: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def to(self, device: str | torch.device) -> Batch:
         """The batch with clips and keys on a device; copies from pinned memory do not make the host wait."""
@@ -116,7 +118,7 @@ class ClipLoader:
             sample = self._sample()
             batch = batch or self._empty(sample)
             part = slice(place * len(sample.keys), (place + 1) * len(sample.keys))
-            batch.clips[part], batch.keys[part] = sample.clips, sample.keys
+            batch.clips[part], batch.keys[part], batch.items[part] = sample.clips, sample.keys, sample.item
             batch.bad += sample.bad
             batch.verdicts += [Verdict(first + place, bad.item, bad.reason) for bad in sample.bad if bad.verdict]
             batch.shrunk += sample.shrunk
@@ -180,7 +182,8 @@ class ClipLoader:
         shape = (self.batch_size, frames, height, width, channels)
         clips = torch.empty(shape, dtype=sample.clips.dtype, pin_memory=self._pin).permute(0, 4, 1, 2, 3)
         keys = torch.empty(self.batch_size, dtype=torch.int64, pin_memory=self._pin)
-        return Batch(clips, keys, self.cursor + self._videos * self._world_size)
+        items = torch.empty(self.batch_size, dtype=torch.int64)
+        return Batch(clips, keys, self.cursor + self._videos * self._world_size, items=items)
 
 
 class _InProcess:

@@ -67,7 +67,8 @@ def folder_config(model: Model) -> dict[str, Any]:
     }
     if isinstance(config, ClassifierConfig):
         values |= {"architectures": ["VideoMAEForVideoClassification"], "use_mean_pooling": True}
-        values["id2label"] = {str(number): str(number) for number in range(config.classes)}
+        names = config.class_names or [str(number) for number in range(config.classes)]
+        values["id2label"] = {str(number): name for number, name in enumerate(names)}
     if isinstance(config, MaeConfig):
         decoder = config.decoder.blocks
         values |= {

@@ -11,25 +11,28 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError
 from ..model.config import from_dict
 from ..model.encoder import VideoViT
+from ..model.heads import Classifier
 from ..model.mae import MaskedAutoencoder
 from ..runs import find_weights, load_weights
-from ..weights import ENCODER
+from ..weights import CLASSIFIER, ENCODER
 from .hub import download, is_hub
 from .reference import PICKLES, Model, empty, load_strictly, open_reference
 
 
-def load(where: str | Path) -> VideoViT:
+def load(where: str | Path) -> VideoViT | Classifier:
     """The encoder of a run, a weights file, another project's checkpoint or a model on the hub (``hf://user/name``), in
-    eval mode on the CPU.
+    eval mode on the CPU; the classifier, its `encoder` within, where they hold one.
 
     >>> encoder = stmae.load("runs/first")
     >>> features = encoder(clip)  # uint8 (B, 3, 16, 224, 224) to (B, D)
+    >>> classifier = stmae.load("runs/tuned")
+    >>> logits = classifier(clip)  # (B, classes), called classifier.config.class_names
 
     Raises:
         UserError: nothing there, a damaged file, or weights that do not fit their configuration.
     """
     model = load_model(where)
-    return model if isinstance(model, VideoViT) else model.encoder
+    return model.encoder if isinstance(model, MaskedAutoencoder) else model
 
 
 def with_decoder(model: Model, where: str | Path) -> MaskedAutoencoder:
@@ -66,7 +69,7 @@ def is_reference(where: str | Path) -> bool:
     """Whether this is another project's checkpoint: a file that is not ours, or a folder of transformers."""
     path = Path(where).expanduser()
     if path.is_dir():
-        ours = (path / ENCODER).exists() or (path / "config.yaml").exists() or (path / "checkpoints").exists()
+        ours = any((path / name).exists() for name in (ENCODER, CLASSIFIER, "config.yaml", "checkpoints"))
         return not ours and (path / "config.json").is_file()
     if path.suffix in PICKLES:
         return path.is_file()

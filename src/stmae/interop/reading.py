@@ -92,7 +92,7 @@ def not_kept(config: Config, state: Mapping[str, Tensor], family: Family) -> lis
         for name, value in _flat(as_dict(config))
         if theirs.get(name) != value
         and not name.endswith(own)
-        and name not in ("clip.mean", "clip.std", "dropout")
+        and name not in ("clip.mean", "clip.std", "dropout", "drop_path", "class_names")
         and not (name.endswith("position_values") and family.positions == "learned")  # the tables go along
     ]
 

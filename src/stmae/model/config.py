@@ -19,6 +19,7 @@ PositionLayout = Literal["separable", "joint"]
 PositionValues = Literal["learned", "learned_from_sincos", "sincos"]
 PredictFrames = Literal["strided", "linspace", "all"]
 TargetKind = Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels"]
+Problem = Literal["single", "multi", "regression"]
 Grid = tuple[int, int, int]  # tokens over time, rows, columns
 
 
@@ -200,16 +201,45 @@ class MaeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """An encoder with a linear classifier on its averaged tokens (paper, section 4)."""
+    """An encoder with a linear head on its averaged tokens (paper, section 4).
+
+    Attributes:
+        encoder: below the head.
+        classes: numbers that come out: classes, or the values of a regression.
+        dropout: of the averaged features, while training.
+        drop_path: share of clips for which the last block's branches are left out while training; it rises in a
+            straight line from 0 at the first block.
+        class_names: what the outputs are called, in their order; empty where that is not known.
+        problem: what they mean: one class of all ("single"), any of the classes ("multi"), or numbers ("regression").
+        shift, scale: of a regression's outputs, one each: what the head gives is taken times `scale` plus `shift`.
+    """
 
     encoder: EncoderConfig
     classes: int
     dropout: float = 0.0
+    drop_path: float = 0.0
+    class_names: tuple[str, ...] = ()
+    problem: Problem = "single"
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         problems = Problems()
+        _check_choices(self, problems)
         problems.check(self.classes >= 1, f"classes is {self.classes}.", "It must be at least 1.")
-        problems.check(0 <= self.dropout < 1, f"dropout is {self.dropout}.", "Choose one from 0 to below 1.")
+        for name in ("dropout", "drop_path"):
+            rate = getattr(self, name)
+            problems.check(0 <= rate < 1, f"{name} is {rate}.", "Choose one from 0 to below 1.")
+        problems.check(
+            len(self.class_names) in (0, self.classes),
+            f"{len(self.class_names)} class names for {self.classes} outputs.",
+            "Give one for each, or none.",
+        )
+        problems.check(
+            len(self.shift) == len(self.scale) and len(self.shift) in (0, self.classes),
+            f"{len(self.shift)} shifts and {len(self.scale)} scales for {self.classes} outputs.",
+            "Give one of both for each, or none.",
+        )
         problems.raise_any()
 
 

@@ -87,10 +87,10 @@ class VideoViT(nn.Module):
             tokens = self.patch_embed(self.normalize(take(patches, visible))) + F.embedding(visible, positions)
         return prepend(self.class_token, self.positions.class_position, tokens)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """The blocks, without the last norm: (B, L, D) to (B, L, D)."""
-        for block in self.blocks:
-            tokens = block(tokens)
+    def encode(self, tokens: Tensor, shares: Tensor | None = None) -> Tensor:
+        """The blocks, without the last norm: (B, L, D) to (B, L, D). `shares` (B, depth, 2): see `Block`."""
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens) if shares is None else block(tokens, share=shares[:, number])
         return tokens
 
 

@@ -78,6 +78,13 @@ def key_noise(keys: Tensor, tokens: int) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def key_uniform(keys: Tensor, count: int, stream: int) -> Tensor:
+    """Numbers (B, count) in [0, 1), float64, from the clips' keys (B,), independent for every `stream` from 1 on."""
+    own = key_noise(keys, stream)[:, -1]
+    noise = key_noise(own ^ _signed(0xD6E8FEB86659FD93), count)  # else they would be the mask's, further on
+    return _shift_right(noise, 11).double() * 2.0**-53
+
+
 def _signed(value: int) -> int:
     """The int64 with the bits of an unsigned 64-bit number: torch multiplies and adds int64 modulo 2^64."""
     return value - (1 << 64) if value >= 1 << 63 else value

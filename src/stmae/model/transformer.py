@@ -89,11 +89,18 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, tail: int | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D), or with `tail` to (B, tail, D): a last block need not compute what nobody reads."""
+    def forward(self, x: Tensor, tail: int | None = None, share: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D), or with `tail` to (B, tail, D): a last block need not compute what nobody reads.
+
+        `share` (B, 2) multiplies the two branches of each clip: drop path makes it 0 for some and more for the others.
+        """
         kept = x if tail is None else x[:, -tail:]
-        x = kept + self.attn(self.norm1(x), tail)
-        return x + self.mlp(self.norm2(x))
+        if share is None:
+            x = kept + self.attn(self.norm1(x), tail)
+            return x + self.mlp(self.norm2(x))
+        first, second = share.to(x.dtype)[:, :, None, None].unbind(1)
+        x = kept + first * self.attn(self.norm1(x), tail)
+        return x + second * self.mlp(self.norm2(x))
 
 
 def blocks(config: BlocksConfig) -> nn.ModuleList:

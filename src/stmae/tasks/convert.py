@@ -20,7 +20,7 @@ from stmae.interop.reference import Model, open_reference, save_reference
 from stmae.model.config import ClassifierConfig, EncoderConfig, as_dict
 from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.task import task
-from stmae.weights import ENCODER, save_weights
+from stmae.weights import save_weights, weights_name
 
 
 @task(ConvertOptions)
@@ -96,7 +96,8 @@ def describe(model: Model) -> str:
 def _write_native(out: Path, model: Model, extras: Mapping[str, Any]) -> Path:
     with _reasons(out):
         out.mkdir(parents=True, exist_ok=True)
-        save_weights(out / ENCODER, model.state_dict(), {**extras, "model": as_dict(model.config)})
+        config = as_dict(model.config)
+        save_weights(out / weights_name(config), model.state_dict(), {**extras, "model": config})
     return out
 
 

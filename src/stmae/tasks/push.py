@@ -19,7 +19,7 @@ from stmae.runs import RunFolder, read_config
 from stmae.tasks.convert import describe
 from stmae.tasks.push_options import PushOptions
 from stmae.tasks.task import task
-from stmae.weights import ENCODER, save_weights, write_atomic
+from stmae.weights import save_weights, weights_name, write_atomic
 
 PICTURE = "reconstructions.png"
 DESCRIPTION = "A video encoder, trained by hiding most of each clip and painting it back (arXiv 2205.09113)."
@@ -54,7 +54,8 @@ def write_model(folder: Path, options: PushOptions) -> None:
     metrics = _last_metrics(run.metrics)
     picture = _newest_picture(run.reconstructions)
     try:
-        save_weights(folder / ENCODER, model.state_dict(), {**extras, "model": as_dict(model.config)})
+        config = as_dict(model.config)
+        save_weights(folder / weights_name(config), model.state_dict(), {**extras, "model": config})
         if picture:
             shutil.copyfile(picture, folder / PICTURE)
         text = card(options, model, extras, recipe, metrics, picture is not None)
