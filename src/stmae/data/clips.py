@@ -8,6 +8,7 @@ Nothing here keeps state, so a clip is the same whoever asks for it: any worker,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -19,12 +20,13 @@ Words = NDArray[np.uint64]
 NOMINAL_FPS = 30.0  # strides are counted in frames of this clock, whatever the video's own rate
 
 # One number per purpose: draws for different purposes are independent. A purpose may use the 1000 numbers from its own.
-TIME, CROP, FLIP, ITEM, SEGMENTS = 0, 1000, 2000, 3000, 4000
+TIME, CROP, FLIP, ITEM, SEGMENTS, AUGMENT, ERASE, MIX = 0, 1000, 2000, 3000, 4000, 5000, 6000, 7000
 
 _BITS = 0xFFFF_FFFF_FFFF_FFFF
 _GAMMA, _MUL1, _MUL2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 # These keep the uses of the hash apart.
 _ORDER, _NEXT, _DRAW, _STREAM = 0x6F72_6465_7200, 0x6E65_7874_0000, 0x6472_6177_0000, 0x7374_7265_616D
+_NOISE = 0x6E6F_6973_6500
 
 
 @overload
@@ -89,6 +91,23 @@ def next_key(key: int) -> int:
 def uniform(key: int, stream: int) -> float:
     """A number in [0, 1), uniform over keys and independent for every `stream`."""
     return (_chain(_DRAW, key, stream) >> 11) * 2.0**-53
+
+
+def uniforms(keys: NDArray[np.int64], streams: Sequence[int]) -> NDArray[np.float64]:
+    """`uniform` of many keys (B,) and streams at once: (B, len(streams))."""
+    start = splitmix64(np.uint64(splitmix64(_DRAW)) ^ np.asarray(keys, np.int64).view(np.uint64))
+    words = splitmix64(start[:, None] ^ np.array(streams, np.uint64))
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def noise(key: int, stream: int, count: int) -> NDArray[np.float64]:
+    """Numbers (count,) of a normal distribution, drawn from `key` and independent for every `stream`."""
+    own = np.uint64(_chain(_NOISE, key, stream))
+    half = -(-count // 2)
+    words = splitmix64(own ^ np.arange(2 * half, dtype=np.uint64))
+    u, v = ((words >> np.uint64(11)) * 2.0**-53).reshape(2, half)
+    radius, angle = np.sqrt(-2 * np.log1p(-u)), 2 * np.pi * v  # Box and Muller 1958
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
 def pass_order(seed: int, pass_: int, n: int) -> np.ndarray:
