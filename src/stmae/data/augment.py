@@ -125,7 +125,7 @@ def _equalize(x: Tensor, level: Tensor, sign: Tensor, fill: Tensor) -> Tensor:
     count = values.shape[2]
     steps = torch.arange(256, device=x.device, dtype=x.dtype).expand(*values.shape[:2], 256).contiguous()
     # Sorted, so that counting needs no scatter, which adds in no fixed order on a GPU.
-    up_to = torch.searchsorted(values.sort(dim=2).values, steps, right=True)
+    up_to = torch.searchsorted(values.sort(dim=2).values.contiguous(), steps, right=True)
     largest = torch.diff(up_to, dim=2, prepend=torch.zeros_like(up_to[:, :, :1]))
     brightest = largest.gather(2, values.amax(dim=2, keepdim=True).long())
     step = (count - brightest) // 255

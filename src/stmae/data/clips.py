@@ -97,7 +97,7 @@ def uniforms(keys: NDArray[np.int64], streams: Sequence[int]) -> NDArray[np.floa
     """`uniform` of many keys (B,) and streams at once: (B, len(streams))."""
     start = splitmix64(np.uint64(splitmix64(_DRAW)) ^ np.asarray(keys, np.int64).view(np.uint64))
     words = splitmix64(start[:, None] ^ np.array(streams, np.uint64))
-    return (words >> np.uint64(11)) * 2.0**-53
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def noise(key: int, stream: int, count: int) -> NDArray[np.float64]:

@@ -20,6 +20,9 @@ class Classifier(nn.Module):
     follows from the clips' keys, so that it is the same in any batch and on any number of processes.
     """
 
+    shift: Tensor | None
+    scale: Tensor | None
+
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
@@ -70,7 +73,7 @@ class Classifier(nn.Module):
     def judge(self, features: Tensor) -> Tensor:
         """Logits of pooled and normed features (B, D); of a regression values in their own unit."""
         logits: Tensor = self.head(features)
-        return logits if self.scale is None else logits * self.scale + self.shift
+        return logits if self.scale is None or self.shift is None else logits * self.scale + self.shift
 
     def scores(self, logits: Tensor) -> Tensor:
         """What the logits say: shares that sum to 1, for "multi" a probability for each class; a regression's as is."""
