@@ -37,6 +37,8 @@ def listed(folder: Path, name: str, text: str, **options: str) -> Listed:
         ("testlist01.txt", "Apply/v_g01_c01.avi\n", ["Apply/v_g01_c01.avi"], None),
         ("kinetics.csv", "label,youtube_id,time_start,time_end\nsit,-x_1,7,17\n", ["-x_1_000007_000017"], ["sit"]),
         ("a.jsonl", '{"video": "a.mp4", "label": 3}\n{"video": "b c.mp4"}\n', ["a.mp4", "b c.mp4"], ["3", ""]),
+        ("several.json", '[{"video": "a.mp4", "label": ["sit", "eat"]}, {"video": "b.mp4", "label": []}]',
+         ["a.mp4", "b.mp4"], ["sit;eat", "-"]),
         ("b.jsonl", '"a.mp4"\n"b.mp4"\n', ["a.mp4", "b.mp4"], None),
         ("pairs.json", '[["a.mp4", 1], ["b.mp4", 2]]', ["a.mp4", "b.mp4"], ["1", "2"]),
         ("dict.json", '{"a.mp4": "sit", "b.mp4": "jump"}', ["a.mp4", "b.mp4"], ["sit", "jump"]),

@@ -31,8 +31,8 @@ LIST_EXTENSIONS = frozenset("csv json jsonl list lst ndjson tsv txt".split())  #
 
 PATHS = ("path", "video_path", "filepath", "file_path", "filename", "file_name", "file", "video", "video_name", "name",
          "clip", "clip_path", "relpath", "url", "video_id", "youtube_id", "id")  # fmt: skip
-LABELS = ("label", "class", "class_name", "category", "action", "target", "template", "label_name", "label_id",
-          "class_id", "label_idx")  # fmt: skip
+LABELS = ("label", "labels", "class", "class_name", "category", "action", "target", "template", "label_name",
+          "label_id", "class_id", "label_idx")  # fmt: skip
 SUBSETS = ("split", "subset", "partition")
 SUBSET_NAMES = {"training": "train", "validation": "val", "valid": "val", "validate": "val", "testing": "test"}
 
@@ -181,7 +181,9 @@ def _from_record(record: Mapping[str, Any]) -> Row | None:
 
 
 def _plain(label: Any) -> str:
-    """`Putting [something] on [something]` as the label map has it."""
+    """`Putting [something] on [something]` as the label map has it; several labels in one cell (data/labels.py)."""
+    if isinstance(label, list):
+        return ";".join(map(_plain, label)) or "-"
     return re.sub(r"\[(.*?)\]", r"\1", str(label))
 
 
