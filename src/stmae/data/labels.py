@@ -263,7 +263,7 @@ def _classes(
     problems.raise_any()
     if kind == "single":
         return Labels("single", classes, np.array([number[row[0]] for row in names], np.int64))
-    targets = np.zeros((len(names), len(classes)), np.float32)
+    targets: np.ndarray = np.zeros((len(names), len(classes)), np.float32)
     for i, row in enumerate(names):
         targets[i, [number[name] for name in row]] = 1
     return Labels("multi", classes, targets)

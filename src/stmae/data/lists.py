@@ -168,6 +168,11 @@ def _from_entry(path: Path, number: int, entry: Any) -> Row:
 
 def _from_record(record: Mapping[str, Any]) -> Row | None:
     """A row by the names of its columns."""
+    if isinstance(record.get("annotations"), Mapping):  # Kinetics' JSON: label and segment lie deeper
+        deeper = record["annotations"]
+        start, end = (deeper.get("segment") or ("", ""))[:2]
+        record = {**record, "youtube_id": record.get("id"), "label": deeper.get("label"), "url": None}
+        record |= {"time_start": start, "time_end": end} if start != "" else {}
     path = next((str(record[key]) for key in PATHS if record.get(key) not in (None, "")), None)
     if path is None:
         return None

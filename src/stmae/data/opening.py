@@ -12,10 +12,11 @@ import numpy as np
 
 from stmae.data.addresses import open_address, remote_index
 from stmae.data.cache import Cache
-from stmae.data.index import Index, absolute_folder, files_below, scan
-from stmae.data.lists import is_list, locate, read_list
+from stmae.data.index import Index, absolute_folder, files_below, label_of, scan
+from stmae.data.lists import is_list, locate
 from stmae.data.media import kind_of
 from stmae.data.names import Names
+from stmae.data.official import class_names_beside, folder_of, hmdb_lists, home, read_official
 from stmae.data.remote import NetworkError, is_url
 from stmae.data.sources import Mixture, Source, TensorSource, check_weights, names_of, open_shards
 from stmae.errors import Problems, UserError, did_you_mean
@@ -53,8 +54,9 @@ def open_source(
     """Opens what there is to learn from; what it is, is told by looking.
 
     Args:
-        what: a folder of any depth; a list (data/lists.py); a video, image or array file; a folder of shards, a tar
-            file or the address of either; several of these; or clips from Python (`TensorSource`).
+        what: a folder of any depth; a list (data/lists.py), or HMDB51's folder of lists; a video, image or array file;
+            a folder of shards, a tar file or the address of either; several of these; or clips from Python
+            (`TensorSource`).
         weights: for several: how many times each is gone through in a pass.
         root: the folder that the entries of lists are relative to; else the list's own.
         media: what to take from folders: "videos", "images", "arrays"; empty for the first of videos, arrays and
@@ -105,6 +107,8 @@ def _open_one(
     if is_url(str(place)):
         return open_address(str(place), cache=cache, media=media, subset=subset, label_map=label_map, say=say)
     path = Path(place).expanduser().absolute()
+    if hmdb_lists(path):
+        return open_list(path, root=root, subset=subset, skip_missing=skip_missing, say=say)
     if path.is_dir() and not is_packed(path):
         return scan(place, media, say)
     if is_packed(path):
@@ -147,7 +151,8 @@ def open_list(
     Raises:
         UserError: it cannot be understood, or files are missing.
     """
-    listed = read_list(path, subset=subset, label_map=label_map)
+    label_map = label_map if label_map is not None else class_names_beside(path)
+    listed = read_official(path, subset=subset, label_map=label_map)
     if listed.left_out:
         say(f"{path}: {listed.left_out} rows are of other subsets than {subset} and left out (--subset).")
     elsewhere = sum(map(is_url, listed.paths))
@@ -158,12 +163,18 @@ def open_list(
             f'the list "{path}" names {elsewhere} files on other machines and {len(listed.paths) - elsewhere} on this.',
             "Make two lists of it, and give both.",
         )
-    folder = absolute_folder(root) if root is not None else path.parent
-    folder, entries = relative(folder, listed.paths)
+    folder, entries = relative(absolute_folder(root) if root is not None else folder_of(path), listed.paths)
     found, missing = locate(folder, entries, lambda below: list(files_below(below)))
+    beside = home(path) if root is None and len(missing) == len(found) else None
+    if beside is not None:
+        folder = beside
+        say(f"{path}: its files lie below {folder}.")
+        found, missing = locate(folder, entries, lambda below: list(files_below(below)))
     if missing:
         _missing(path, folder, [entries[i] for i in missing], len(found), skip_missing, say)
     labels = listed.labels if listed.labels is not None or folder != Path("/") else [""] * len(found)
+    if labels is None and found != entries and any(map(label_of, entries)):  # the list's folders, not those above them
+        labels = [label_of(entry) or "" for entry in entries]
     index = Index(folder, Names.of(found), None if labels is None else Names.of(labels))
     return index.part(np.setdiff1d(np.arange(len(found)), missing)) if missing else index
 

@@ -30,7 +30,7 @@ def check_source(options: SourceOptions, problems: Problems) -> None:
                 options.root.is_dir(), f'root "{options.root}" is a file.', "Give the folder that the list is about."
             )
         problems.check(
-            any(Path(place).expanduser().is_file() for place in places) or not places,
+            any(Path(place).expanduser().is_file() or _lists(place) for place in places) or not places,
             f'root "{options.root}" goes with a list, and none is given.',
             "Leave it out, or give a list (.txt, .csv, .json, ...).",
         )
@@ -58,6 +58,12 @@ def check_source(options: SourceOptions, problems: Problems) -> None:
         )
 
 
+def _lists(place: str | os.PathLike[str]) -> bool:
+    from stmae.data.official import hmdb_lists
+
+    return bool(hmdb_lists(Path(place).expanduser().absolute()))
+
+
 def check_places(
     videos: Any,
     problems: Problems,
@@ -82,12 +88,17 @@ def check_places(
 
     for place in paths_of(videos):
         path = Path(place).expanduser()
-        if is_url(str(place)) or not exists(name, place, "Give a folder, a list or a video", problems):
+        whole_set = _lists(place)  # named by a folder of lists, or by a pattern that no file is
+        if not whole_set and (
+            is_url(str(place)) or not exists(name, place, "Give a folder, a list or a video", problems)
+        ):
             continue
         if is_packed(path) or kind_of(path.name) is not None or RunFolder(path).exists:
             continue
         try:
-            if path.is_dir():
+            if whole_set:
+                open_list(path.absolute(), root=root, **of_lists)
+            elif path.is_dir():
                 require_media(place, media)
             elif not is_list(path):
                 problems.add(
