@@ -48,14 +48,19 @@ class Results:
         return np.bincount(self.clusters, told == self.labels, minlength=int(self.clusters.max()) + 1)
 
     def arm(self, name: str, labels: int) -> np.ndarray | None:
-        """(seeds, clusters) of "scratch", "longer" or "mae0"; None unless every seed is there."""
-        cells = [self.cells.get(f"{name}-{labels}-s{seed}") for seed in range(5)]
-        return None if None in cells else np.stack([self.right(cell["predictions"]) for cell in cells if cell])
+        """(seeds, clusters) of "scratch", "longer" or "mae0", up to the first seed that is missing; None for none."""
+        rows = []
+        for seed in range(5):
+            cell = self.cells.get(f"{name}-{labels}-s{seed}")
+            if cell is None:
+                break
+            rows.append(self.right(cell["predictions"]))
+        return np.stack(rows) if rows else None
 
     def mae(self, labels: int) -> np.ndarray | None:
-        """(pre-trainings, seeds, clusters) of all pre-trainings that are whole."""
+        """(pre-trainings, seeds, clusters) of the pre-trainings that have begun to be judged, with equal seeds."""
         found = [arm for p in range(3) if (arm := self.arm(f"mae{p}", labels)) is not None]
-        return np.stack(found) if found else None
+        return np.stack([arm[: min(map(len, found))] for arm in found]) if found else None
 
     def probe(self, name: str, labels: int) -> np.ndarray | None:
         """(encoders, seeds, clusters) of the attentive probe on "mae" or "random" encoders."""
@@ -84,15 +89,17 @@ def estimate(results: Results, arm: np.ndarray, other: np.ndarray | None = None,
     rng = np.random.default_rng(0)
     totals = np.bincount(results.clusters).astype(float)
     arms = [each if each.ndim == 3 else each[None] for each in (arm, other) if each is not None]
+    count = min(each.shape[1] for each in arms)  # a comparison is between the same seeds
+    arms = [each[:, :count] for each in arms]
     sign = (1.0, -1.0)
     mean = sum(s * each.mean(axis=(0, 1)).sum() for s, each in zip(sign, arms, strict=False)) / totals.sum()
     found = np.empty(draws)
     for draw in range(draws):
         clusters = np.bincount(rng.integers(0, len(totals), len(totals)), minlength=len(totals))
-        seeds = rng.integers(0, min(each.shape[1] for each in arms), arms[0].shape[1])
+        seeds = rng.integers(0, count, count)
         value = 0.0
         for s, each in zip(sign, arms, strict=False):
-            chosen = each[rng.integers(0, len(each), len(each))][:, seeds % each.shape[1]]
+            chosen = each[rng.integers(0, len(each), len(each))][:, seeds]
             value += s * float(chosen.mean(axis=(0, 1)) @ clusters)
         found[draw] = value / float(totals @ clusters)
     low, high = np.quantile(found, [0.025, 0.975])
@@ -113,7 +120,7 @@ def costs(results: Results, labels: int) -> dict[str, float]:
 
 
 def arms_of(results: Results, labels: int) -> dict[str, np.ndarray]:
-    """The arms whose cells are all there."""
+    """The arms of which there are results."""
     found = {
         "from scratch": results.arm("scratch", labels),
         "from scratch, equal total time": results.arm("longer", labels),
@@ -135,8 +142,10 @@ def verdict(results: Results) -> list[str]:
         gain = estimate(results, arms["MAE, fine-tuned"], arms[base])
         sure = "above 0: pre-training pays" if gain.low > 0 else "below 0: it harms" if gain.high < 0 else "0 within it"
         aim = "reached" if gain.mean >= SUCCESS else "not reached"
+        runs = " and ".join("x".join(map(str, arms[name].shape[:-1])) for name in ("MAE, fine-tuned", base))
         lines.append(
-            f"MAE against {base}, 256 labels: **{gain} points** (95 % interval {sure}; the aim of 10 points is {aim})."
+            f"MAE against {base}, 256 labels: **{gain} points** (95 % interval {sure}; the aim of 10 points is {aim};"
+            f" {runs} runs)."
         )
     return lines
 
