@@ -12,7 +12,8 @@ from stmae.data.official import leak
 from stmae.data.opening import open_source
 from stmae.data.sources import Source
 from stmae.data.synthetic_sets import write_set
-from stmae.errors import UserError
+from stmae.errors import Problems, UserError
+from stmae.tasks.places import check_places
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,20 @@ def test_hmdb51(sets: dict[str, Path]) -> None:
     assert by_class(second, read_labels(second))["wave"] == [
         "Clip_0_(wave)_wave_f_cm_np1_ba_med_0.avi", "#Clip_3_(wave)_wave_f_cm_np1_ba_med_3.avi",
     ]  # fmt: skip
+
+
+def test_commands_take_the_folder_of_lists(sets: dict[str, Path]) -> None:
+    lists = sets["hmdb51"]
+    for place in (lists, lists / "*_test_split3.txt"):
+        problems = Problems()
+        check_places(place, problems)
+        check_places(place, problems, root=lists.parent / "hmdb51_org", subset="test")
+        problems.raise_any()
+    problems = Problems()
+    check_places(lists / "*_test_split4.txt", problems)
+    check_places(lists.parent / "hmdb51_org" / "wav", problems)
+    with pytest.raises(UserError, match=r'2 mistakes(.|\n)*Did you mean ".*wave"'):
+        problems.raise_any()
 
 
 def test_a_set_of_another_name(tmp_path: Path) -> None:
