@@ -156,3 +156,18 @@ def test_mistakes_are_told_before_any_work(run: Path, videos: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"the video cannot be read: broken\.mp4"):
         stmae.embed(videos / "b" / "broken.mp4", model=str(run), out=tmp_path / "a.npz")
     assert not list(tmp_path.iterdir())
+
+
+def test_features_of_an_earlier_layer(run: Path, tmp_path: Path) -> None:
+    video = write_clock(tmp_path / "clock.mp4", seconds=1.5)
+    rows = {}
+    for layer in (2, 12, None):
+        path = stmae.embed(video, model=str(run), out=tmp_path / "features.npz", layer=layer, precision="fp32")
+        with np.load(path) as file:
+            rows[layer] = file["features"]
+    clip = FixedClips(scan(tmp_path), frames=8, stride=4.0, image_size=(32, 32))[0].clips
+    with torch.no_grad():
+        np.testing.assert_allclose(rows[2], stmae.load(run)(clip, layer=2).numpy(), atol=1e-5)
+    assert np.array_equal(rows[12], rows[None])
+    with pytest.raises(UserError, match="no layer 13"):
+        stmae.embed(video, model=str(run), out=tmp_path / "features.npz", layer=13)

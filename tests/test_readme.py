@@ -27,9 +27,12 @@ def commands(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with videos/ in it, where the README's commands are run one after the other."""
+    """A folder with videos/ and labelled/ in it, where the README's commands are run one after the other."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(videos, folder / "videos")
+    for number, video in enumerate(sorted(videos.iterdir())):
+        (folder / "labelled" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, folder / "labelled" / "ab"[number % 2])
     return folder
 
 

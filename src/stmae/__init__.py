@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from stmae.tasks.demo import demo as demo
     from stmae.tasks.doctor import doctor as doctor
     from stmae.tasks.embed import embed as embed
+    from stmae.tasks.evaluate import evaluate as evaluate
     from stmae.tasks.export import export as export
+    from stmae.tasks.knn import knn as knn
+    from stmae.tasks.maps import maps as maps
     from stmae.tasks.pack import pack as pack
     from stmae.tasks.plan import plan as plan
+    from stmae.tasks.predict import predict as predict
     from stmae.tasks.pretrain import pretrain as pretrain
+    from stmae.tasks.probe import probe as probe
     from stmae.tasks.push import push as push
     from stmae.tasks.reconstruct import reconstruct as reconstruct
 
@@ -39,12 +44,17 @@ _HOME = {
     "demo": "stmae.tasks.demo",
     "doctor": "stmae.tasks.doctor",
     "embed": "stmae.tasks.embed",
+    "evaluate": "stmae.tasks.evaluate",
     "export": "stmae.tasks.export",
+    "knn": "stmae.tasks.knn",
     "load": "stmae.interop",
     "load_reference": "stmae.interop",
+    "maps": "stmae.tasks.maps",
     "pack": "stmae.tasks.pack",
     "plan": "stmae.tasks.plan",
+    "predict": "stmae.tasks.predict",
     "pretrain": "stmae.tasks.pretrain",
+    "probe": "stmae.tasks.probe",
     "push": "stmae.tasks.push",
     "reconstruct": "stmae.tasks.reconstruct",
     "save_reference": "stmae.interop",
@@ -59,12 +69,17 @@ __all__ = [
     "demo",
     "doctor",
     "embed",
+    "evaluate",
     "export",
+    "knn",
     "load",
     "load_reference",
+    "maps",
     "pack",
     "plan",
+    "predict",
     "pretrain",
+    "probe",
     "push",
     "reconstruct",
     "save_reference",

@@ -27,12 +27,17 @@ from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.demo_options import DemoOptions
 from stmae.tasks.doctor_options import DoctorOptions
 from stmae.tasks.embed_options import EmbedOptions
+from stmae.tasks.evaluate_options import EvaluateOptions
 from stmae.tasks.export_options import ExportOptions
+from stmae.tasks.knn_options import KnnOptions
+from stmae.tasks.maps_options import MapsOptions
 from stmae.tasks.options import Options
 from stmae.tasks.pack_options import PackOptions
 from stmae.tasks.plan_options import PlanOptions
+from stmae.tasks.predict_options import PredictOptions
 from stmae.tasks.presets_options import PresetsOptions
 from stmae.tasks.pretrain_options import PretrainOptions
+from stmae.tasks.probe_options import ProbeOptions
 from stmae.tasks.push_options import PushOptions
 from stmae.tasks.reconstruct_options import ReconstructOptions
 from stmae.tasks.task import bind, field_docs
@@ -45,6 +50,11 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "plan": (PlanOptions, "stmae.tasks.plan:plan"),
     "reconstruct": (ReconstructOptions, "stmae.tasks.reconstruct:reconstruct"),
     "embed": (EmbedOptions, "stmae.tasks.embed:embed"),
+    "knn": (KnnOptions, "stmae.tasks.knn:knn"),
+    "probe": (ProbeOptions, "stmae.tasks.probe:probe"),
+    "evaluate": (EvaluateOptions, "stmae.tasks.evaluate:evaluate"),
+    "predict": (PredictOptions, "stmae.tasks.predict:predict"),
+    "maps": (MapsOptions, "stmae.tasks.maps:maps"),
     "convert": (ConvertOptions, "stmae.tasks.convert:convert"),
     "demo": (DemoOptions, "stmae.tasks.demo:demo"),
     "export": (ExportOptions, "stmae.tasks.export:export"),
@@ -62,6 +72,7 @@ Examples:
   stmae pack videos/ --out shards/                               few large files in place of many
   stmae reconstruct clip.mp4 --model runs/first                  original | masked | painted back
   stmae embed videos/ --model runs/first --out features.parquet  a row of features per video
+  stmae knn labelled/ --model runs/first                         how good these are, beside chance
 """.strip()
 
 

@@ -73,7 +73,7 @@ def scores(painting: Painting) -> dict[str, Scores]:
 
 # Features ------------------------------------------------------------------------------------------------------------
 
-KNN_CELLS = 2**25  # similarities that are held at once
+KNN_CELLS = 2**25  # numbers that are held at once
 
 
 def knn_score(
@@ -120,15 +120,15 @@ def knn_predict(
         ks: more than there are neighbours means all of them.
 
     Returns:
-        By (k, temperature), (M, C) float64.
+        By (k, temperature), (M, C) float32.
     """
     known, alone = _unit(features), asked is None
     queries = known if asked is None else _unit(asked)
     others = len(known) - alone
     assert others > 0, "nothing to compare with"
     most = min(max(ks), others)
-    found = {(k, t): np.empty((len(queries), targets.shape[1])) for k in ks for t in temperatures}
-    step = max(1, KNN_CELLS // len(known))
+    found = {(k, t): np.empty((len(queries), targets.shape[1]), np.float32) for k in ks for t in temperatures}
+    step = max(1, KNN_CELLS // max(len(known), most * targets.shape[1]))
     for start in range(0, len(queries), step):
         similar = queries[start : start + step] @ known.T
         rows = np.arange(len(similar))
@@ -283,6 +283,22 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 / (1 + z2 / count) * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def class_mean_interval(scores: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of `mean_class_accuracy`: normal, from each class's own variance.
+
+    A class's variance is that of four more rows, two of them right (Agresti and Coull, 1998), so that one whose few
+    rows are all right is not thought certain.
+    """
+    right, counts = (
+        np.bincount(targets, weights=weights, minlength=scores.shape[1]) for weights in (hits(scores, targets), None)
+    )
+    right, counts = right[counts > 0], counts[counts > 0]
+    share = (right + 2) / (counts + 4)
+    half = Z95 * np.sqrt((share * (1 - share) / (counts + 4)).sum()) / len(counts)
+    mean = (right / counts).mean()
+    return max(0.0, float(mean - half)), min(1.0, float(mean + half))
 
 
 def bootstrap(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stmae.charts import rgb
 from stmae.errors import UserError
 from stmae.metrics import Scores, scores
 
@@ -185,7 +186,7 @@ def steps_picture(
         times: seconds at which the painted frames are shown in the video, for the rows' labels.
         steps: at most so many rows, spread over the painted frames.
     """
-    frames = _spread(len(times), steps)
+    frames = spread_rows(len(times), steps)
     places = [(clip, frame) for frame in frames]
     return _side_by_side(paintings, places, clip, title, [f"{times[frame]:.2f} s" for frame in frames])
 
@@ -228,9 +229,8 @@ def _columns(painting: Painting) -> list[np.ndarray]:
 
 
 def _pixels(pictures: Tensor) -> np.ndarray:
-    """(B, C, T, H, W) in 0..1 to uint8 (B, T, H, W, 3). Of 3 and more channels the first 3, else the first as grey."""
-    values = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1].expand(-1, 3, -1, -1, -1)
-    return (values.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+    """(B, C, T, H, W) in 0..1 to uint8 (B, T, H, W, 3)."""
+    return rgb(pictures.movedim(1, -1).cpu().numpy())
 
 
 def _notes(found: Mapping[str, Scores], clip: int | None = None) -> list[str]:
@@ -267,7 +267,7 @@ def _footer(painting: Painting) -> str:
     )
 
 
-def _spread(count: int, steps: int) -> list[int]:
+def spread_rows(count: int, steps: int) -> list[int]:
     """At most `steps` of `count` frames, evenly spread, first and last among them."""
     return [round(i) for i in np.linspace(0, count - 1, min(steps, count))]
 

@@ -88,6 +88,15 @@ def read_list(path: str | Path, *, subset: str = "train", label_map: str | Path 
     return Listed([name for name, _, _ in chosen], labels if any(labels) else None, len(rows) - len(chosen))
 
 
+def subsets_of(path: str | Path) -> list[str]:
+    """The subsets that a list tells its rows apart by, as it calls them, sorted; none where it does not.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return sorted({part for _, _, part in _rows(Path(path), _text(Path(path))) if part})
+
+
 def read_label_map(path: str | Path) -> dict[str, str]:
     """Labels and what they are to be called (see `read_list`).
 

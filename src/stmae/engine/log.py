@@ -170,7 +170,7 @@ class Console(Sink):
             )
             self._job = self._bar.add_task("", total=total, completed=step)
             self._bar.start()
-        self._bar.update(self._job, completed=step)
+        self._bar.update(self._job, completed=step, total=total)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -42,18 +42,25 @@ class VideoViT(nn.Module):
         if self.class_token is not None:
             nn.init.trunc_normal_(self.class_token, std=0.02)
 
-    def forward(self, clip: Tensor, *, features: Features = "pooled") -> Tensor:
+    def forward(self, clip: Tensor, *, features: Features = "pooled", layer: int | None = None) -> Tensor:
         """Features of whole clips (B, C, T, H, W), any T, H, W that the patch divides.
+
+        Args:
+            clip: the clips.
+            features: their form, below.
+            layer: the block after which they are taken, 1 to the depth; None for the last. Later ones are not computed.
 
         Returns:
             "pooled": (B, D), the mean of the patch tokens; "grid": (B, t, h, w, D); "tokens": (B, N, D).
-            All after the last norm and without the class token.
+            All after the last norm (of whichever layer) and without the class token.
 
         Raises:
-            UserError: wrong channels or dimensions, a size that the patch does not divide, integers other than uint8.
+            UserError: wrong channels or dimensions, a size that the patch does not divide, integers other than uint8;
+                a layer that there is not.
         """
         patches, grid = self.cut(clip)
-        tokens = self.norm(self.encode(self.embed(patches, grid)))[:, int(self.config.class_token) :]
+        tokens = self.encode(self.embed(patches, grid), layer=self.layer(layer))
+        tokens = self.norm(tokens)[:, int(self.config.class_token) :]
         if features == "tokens":
             return tokens
         return tokens.mean(dim=1) if features == "pooled" else tokens.unflatten(1, grid)
@@ -87,9 +94,25 @@ class VideoViT(nn.Module):
             tokens = self.patch_embed(self.normalize(take(patches, visible))) + F.embedding(visible, positions)
         return prepend(self.class_token, self.positions.class_position, tokens)
 
-    def encode(self, tokens: Tensor, shares: Tensor | None = None) -> Tensor:
-        """The blocks, without the last norm: (B, L, D) to (B, L, D). `shares` (B, depth, 2): see `Block`."""
+    def layer(self, layer: int | None) -> int:
+        """The number of a layer, counted from 1: what was asked for, or the last.
+
+        Raises:
+            UserError: there is none of that number.
+        """
+        depth = self.config.blocks.depth
+        if layer is not None and not 1 <= layer <= depth:
+            raise UserError(f"the encoder has no layer {layer}.", f"Choose 1 to {depth}, which is the last.")
+        return layer or depth
+
+    def encode(self, tokens: Tensor, shares: Tensor | None = None, *, layer: int | None = None) -> Tensor:
+        """The blocks, or the first `layer` of them, without the last norm: (B, L, D) to (B, L, D).
+
+        `shares` (B, depth, 2): see `Block`.
+        """
         for number, block in enumerate(self.blocks):
+            if layer is not None and number >= layer:
+                break
             tokens = block(tokens) if shares is None else block(tokens, share=shares[:, number])
         return tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from stmae.data.sources import Source, TensorSource
-from stmae.data.values import Values
-from stmae.data.views import End, View, stream_views, windows
+from stmae.data.views import End, windows
 from stmae.engine.log import Console, Log
-from stmae.engine.precision import computing
 from stmae.errors import UserError
 from stmae.interop.native import load_with_extras
+from stmae.model.config import ClipConfig
 from stmae.model.encoder import VideoViT
 from stmae.tasks import build
 from stmae.tasks.embed_options import EmbedOptions
+from stmae.tasks.features import Batches, report_reading, through
 from stmae.tasks.task import task
-from stmae.tasks.videos import none_readable, open_videos, places_of, printable, stride_of
+from stmae.tasks.videos import open_videos, places_of, printable, stride_of
 from stmae.weights import write_atomic
 
 
@@ -65,17 +65,20 @@ def embed(options: EmbedOptions) -> Path:
     precision, _ = build.pick_precision(options.precision, device)
     model, extras = load_with_extras(options.model)
     encoder = (model if isinstance(model, VideoViT) else model.encoder).to(device)
-    stride = stride_of(extras)
-    batches = Encoding(encoder, device, precision, options.batch_size)
+    stride, layer = stride_of(extras), encoder.layer(options.layer)
+
+    def features(clips: Tensor) -> Tensor:
+        return encoder(clips, layer=layer)
+
     with build.cpu_threads(options.threads), Log([Console()]) as log:
-        source, values = open_videos(options, encoder.config.clip, extras, log.message)
+        source, _ = open_videos(options, encoder.config.clip, extras, log.message)
         if isinstance(source, TensorSource):
-            rows = _embed_tensors(source, batches, options, log)
+            rows = _embed_tensors(source, Batches(features, device, precision, options.batch_size), options, log)
         else:
-            rows = _embed_videos(source, values, batches, options, extras, device, log)
+            rows = _embed_videos(source, features, encoder.config.clip, options, extras, device, precision, log)
         about = {
             "model": str(options.model), "stride": stride, "window": options.window, "views": options.views,
-            "crops": options.crops, "precision": precision,
+            "crops": options.crops, "layer": layer, "precision": precision,
         }  # fmt: skip
         write(options.out, rows, about)
         width = len(rows.features[0])
@@ -83,32 +86,7 @@ def embed(options: EmbedOptions) -> Path:
     return options.out
 
 
-class Encoding:
-    """Gathers clips into batches for the encoder, and gives their features in the order in which they came."""
-
-    def __init__(self, encoder: VideoViT, device: torch.device, precision: str, batch_size: int) -> None:
-        self.encoder, self.device, self.precision, self.batch_size = encoder, device, precision, batch_size
-        self._clips: list[tuple[Any, Tensor]] = []
-
-    def add(self, label: Any, clip: Tensor) -> list[tuple[Any, np.ndarray]]:
-        """Takes a clip (C, T, H, W); returns (label, features (D,)) of a batch when one is full, else nothing."""
-        self._clips.append((label, clip))
-        return self.flush() if len(self._clips) >= self.batch_size else []
-
-    @torch.inference_mode()
-    def flush(self) -> list[tuple[Any, np.ndarray]]:
-        """What is left, as a smaller batch."""
-        if not self._clips:
-            return []
-        labels, clips = zip(*self._clips, strict=True)
-        self._clips = []
-        batch = torch.stack(clips).to(self.device, non_blocking=True)
-        with computing(self.device, self.precision):
-            features = self.encoder(batch)
-        return list(zip(labels, features.float().cpu().numpy(), strict=True))
-
-
-def _embed_tensors(source: TensorSource, batches: Encoding, options: EmbedOptions, log: Log) -> Features:
+def _embed_tensors(source: TensorSource, batches: Batches, options: EmbedOptions, log: Log) -> Features:
     """A row per clip."""
     if options.window is not None or options.views != 1 or options.crops != 1:
         raise UserError("window, views and crops have no meaning for clips from Python.", "Leave them out.")
@@ -127,15 +105,15 @@ def _embed_tensors(source: TensorSource, batches: Encoding, options: EmbedOption
 
 def _embed_videos(
     source: Source,
-    values: Values,
-    batches: Encoding,
+    model: Callable[[Tensor], Tensor],
+    clip: ClipConfig,
     options: EmbedOptions,
     extras: Mapping[str, Any],
     device: torch.device,
+    precision: str,
     log: Log,
 ) -> Features:
     """A row per video or per window; a table of the videos that have none."""
-    clip = batches.encoder.config.clip
     if options.window is None:
         places = places_of(extras, clip.frames, options.views)
     elif extras.get("clip", {}).get("sampling") == "segments":
@@ -145,67 +123,26 @@ def _embed_videos(
         )
     else:
         places = windows(clip.frames, stride_of(extras), options.window)
-    threads = build.default_workers(device, source) if options.workers is None else options.workers
-    size = (clip.height, clip.width)
-    stream = stream_views(source, places, image_size=size, threads=threads, crops=options.crops, values=values)
-    features: dict[int, dict[int, np.ndarray]] = {}  # by item and number of the view
-    views: dict[int, dict[int, tuple[float, float]]] = {}
-    ends: list[End] = []
-    for thing in _encoded(stream, batches, features):
-        if isinstance(thing, End):
-            ends.append(thing)
-            log.progress(len(ends), len(source))
-        else:
-            views.setdefault(thing.item, {})[thing.number] = (float(thing.times[0]), thing.end)
-    rows = Features()
-    for end in ends:
+    rows, ends = Features(), list[End]()
+    shown = through(
+        model, source, places, clip=clip, extras=extras, options=options, device=device, precision=precision,
+        crops=options.crops,
+    )  # fmt: skip
+    for video in shown:
+        end = video.end
+        ends.append(end)
+        log.progress(len(ends), len(source))
         if not end.clips:
             continue
-        path = printable(source.name(end.item))
-        times = [views[end.item][i] for i in range(end.clips)]
-        found = [features[end.item][i] for i in range(end.clips)]
+        path, times = printable(source.name(end.item)), video.times
         if options.window is None:
-            mean = np.stack(found).mean(axis=0, dtype=np.float64).astype(np.float32)
+            mean = video.rows.mean(axis=0, dtype=np.float64).astype(np.float32)
             rows.add(path, times[0][0], min(times[-1][1], end.duration), clip.frames * end.clips, mean)
             continue
-        for (first, last), row in zip(times, found, strict=True):
+        for (first, last), row in zip(times, video.rows, strict=True):
             rows.add(path, first, min(last, end.duration), clip.frames, row)
-    _report(log, source, ends)
+    report_reading(log, source, ends)
     return rows
-
-
-def _encoded(
-    stream: Iterator[View | End], batches: Encoding, features: dict[int, dict[int, np.ndarray]]
-) -> Iterator[View | End]:
-    """Passes the stream on while its clips are encoded into `features`; a view that comes again replaces the first."""
-    for thing in stream:
-        if isinstance(thing, View):
-            for (item, number), row in batches.add((thing.item, thing.number), thing.clip):
-                features.setdefault(item, {})[number] = row
-        yield thing
-    for (item, number), row in batches.flush():
-        features.setdefault(item, {})[number] = row
-
-
-def _report(log: Log, source: Source, ends: list[End]) -> None:
-    """Says which videos could not be read, in part or at all.
-
-    Raises:
-        UserError: none could be.
-    """
-    bad = {source.name(end.item): end.damage for end in ends if not end.clips}
-    if len(bad) == len(source):
-        raise none_readable(bad)
-    if bad:
-        rows = [(printable(path), reason) for path, reason in bad.items()]
-        log.table(f"{len(bad)} of {len(source)} videos cannot be read and have no row:", rows)
-    partly = [end for end in ends if end.clips and end.damage]
-    if partly:
-        rows = [(printable(source.name(end.item)), f"up to {end.duration:.2f} s: {end.damage}") for end in partly]
-        log.table(f"{len(partly)} videos are damaged; the part before the damage was used:", rows)
-    shrunk = sum(end.shrunk for end in ends)
-    if shrunk:
-        log.message(f"{shrunk} videos are shorter than a clip: their frames were taken closer together.")
 
 
 def write(path: Path, rows: Features, about: dict[str, Any]) -> None:

@@ -35,6 +35,8 @@ class EmbedOptions(SourceOptions, RunOptions):
     """Clips spread over a video whose features are averaged, where there are no windows."""
     crops: int = 1
     """Parts of the picture whose features are averaged too: 1, its middle, or 3, both ends as well."""
+    layer: Annotated[int | None, default("the last")] = None
+    """Block whose features are taken, counted from 1; the norm follows."""
     batch_size: int = 8
     """Clips per step."""
     workers: Annotated[int | None, default("from the machine's cores")] = None
@@ -65,7 +67,7 @@ class EmbedOptions(SourceOptions, RunOptions):
                 "Leave one of them out.",
             )
         check_threads(self, problems)
-        at_least(self, ("views", "batch_size"), 1, problems)
+        at_least(self, ("views", "batch_size", *(("layer",) if self.layer is not None else ())), 1, problems)
         problems.check(
             self.crops in (1, 3),
             f"crops {self.crops} is neither 1 nor 3.",

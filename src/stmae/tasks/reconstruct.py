@@ -13,11 +13,10 @@ from torch import Tensor
 
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS, clip_key
-from stmae.data.container import DecodeError
 from stmae.data.dataset import FixedClips
 from stmae.data.sources import Source, TensorSource
 from stmae.data.values import Values
-from stmae.data.views import Places, View, read_views, starting
+from stmae.data.views import starting
 from stmae.engine.log import Console, Log
 from stmae.engine.precision import computing
 from stmae.errors import UserError
@@ -27,6 +26,8 @@ from stmae.model.mae import MaskedAutoencoder
 from stmae.model.masking import agnostic, key_noise, visible_count
 from stmae.model.paint import Painting, Statistics, paint
 from stmae.tasks import build
+from stmae.tasks.inpaint import inpaint, read_mask, save_painted
+from stmae.tasks.middle import free_stem, one_each
 from stmae.tasks.reconstruct_options import ReconstructOptions
 from stmae.tasks.task import task
 from stmae.tasks.videos import none_readable, open_videos, places_of, printable, stride_of
@@ -72,6 +73,7 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
     model, extras = load_with_extras(options.model)
     autoencoder = with_decoder(model, options.model).to(device)
     precision, _ = build.pick_precision(options.precision, device)
+    own = None if options.mask is None else read_mask(options.mask, autoencoder.config.encoder.clip)
     ratios = tuple(dict.fromkeys(options.mask_ratio)) or (autoencoder.config.mask_ratio,)
     found, made = Reconstructions(), dict[float, list[dict[str, Scores]]]()
     folder = options.out
@@ -85,13 +87,19 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
         source, values = open_videos(options, autoencoder.config.encoder.clip, extras, log.message)
         count = min(options.clips, len(source))
         for clip in _clips(source, values, options, autoencoder, extras, found, log):
-            paintings = {
-                ratio: repaint(autoencoder, clip.pixels, clip.key, ratio, options.statistics, precision)
-                for ratio in ratios
-            }
+            if own is not None:
+                painting = inpaint(autoencoder, clip.pixels, own, options.statistics, precision)
+                paintings = {round(float(own.mean()), 3): painting}
+            else:
+                paintings = {
+                    ratio: repaint(autoencoder, clip.pixels, clip.key, ratio, options.statistics, precision)
+                    for ratio in ratios
+                }
             for ratio, painting in paintings.items():
                 made.setdefault(ratio, []).append(scores(painting))
-            found.pictures += save(folder, clip.stem, paintings, clip.times, title=printable(clip.name))
+            found.pictures += save(
+                folder, clip.stem, paintings, clip.times, title=printable(clip.name), alone=own is not None
+            )
             found.videos.append(clip.name)
             log.progress(len(found.videos), count)
         if not found.videos:
@@ -119,12 +127,19 @@ def repaint(
 
 
 def save(
-    folder: Path, stem: str, paintings: dict[float, Painting], times: np.ndarray, *, title: str = ""
+    folder: Path,
+    stem: str,
+    paintings: dict[float, Painting],
+    times: np.ndarray,
+    *,
+    title: str = "",
+    alone: bool = False,
 ) -> list[Path]:
     """Writes <stem>.gif, .mp4 and .png of one clip at several mask ratios.
 
     Args:
         times: of the clip's frames in seconds, (T,).
+        alone: write what was painted into the clip at the first ratio by itself too, as <stem>-painted.mp4.
 
     Raises:
         UserError: they cannot be written.
@@ -135,11 +150,13 @@ def save(
     span = float(shown[-1] - shown[0])
     fps = min(60.0, (len(shown) - 1) / span) if span > 0 else 1.0
     try:
-        return [
+        written = [
             pictures.save_gif(folder / f"{stem}.gif", moving, fps),
             pictures.save_mp4(folder / f"{stem}.mp4", moving, fps),
             pictures.save_png(folder / f"{stem}.png", pictures.steps_picture(paintings, shown.tolist(), title=title)),
         ]
+        first = next(iter(paintings.values()))
+        return [*written, save_painted(folder / f"{stem}-painted.mp4", first, fps)] if alone else written
     except OSError as error:
         raise UserError(
             f'the pictures cannot be written to "{folder}": {error.strerror or error}.', "Choose another place: --out."
@@ -172,49 +189,10 @@ def _clips(
     places = (
         places_of(extras, config.frames, 1) if options.start is None else starting(config.frames, stride, options.start)
     )
-    for item in _order(len(source), options.clips):
-        if len(found.videos) == options.clips:
-            return
-        path = source.name(item)
-        view = _middle(source, item, places, size, values, options.start, log)
-        if isinstance(view, str):
-            found.bad[path] = view
-            continue
-        key = torch.tensor([clip_key(options.seed, -1, item, 0)])
-        yield _Clip(path, _free(Path(path).stem, stems), view.clip[None], key, view.times)
-
-
-def _middle(
-    source: Source, item: int, places: Places, size: tuple[int, int], values: Values, start: float | None, log: Log
-) -> View | str:
-    """The clip of a video, or why there is none."""
-    views: list[View] = []
-    name = printable(Path(source.name(item)).name)
-    try:
-        end = read_views(source.media(item), places, image_size=size, give=views.append, values=values)
-    except DecodeError as error:
-        return error.reason
-    if start is not None and start >= end.duration:
-        return f"it ends at {end.duration:.2f} s, before the start {start:g} s"
-    if end.damage:
-        log.warning(f"{name} can be read up to {end.duration:.2f} s only: {end.damage}")
-    if end.shrunk:
-        log.message(f"{name} is shorter than a clip: its frames are taken closer together.")
-    return views[-1]
-
-
-def _order(count: int, clips: int) -> list[int]:
-    """Positions of `count` videos: first `clips` of them evenly spread, then the rest, should some be unreadable."""
-    first = sorted({i * count // clips for i in range(clips)}) if clips < count else list(range(count))
-    return [*first, *sorted(set(range(count)) - set(first))]
-
-
-def _free(stem: str, taken: set[str]) -> str:
-    """A file name that no other video has, whatever the case: the stem, or the stem with a number."""
-    names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(taken) + 2))
-    name = next(name for name in names if name.casefold() not in taken)
-    taken.add(name.casefold())
-    return name
+    clips = one_each(source, places, size, values, options.clips, options.start, found.bad, log)
+    for path, view in clips:
+        key = torch.tensor([clip_key(options.seed, -1, view.item, 0)])
+        yield _Clip(path, free_stem(Path(path).stem, stems), view.clip[None], key, view.times)
 
 
 def _joined(parts: list[dict[str, Scores]]) -> dict[str, Scores]:

@@ -21,9 +21,10 @@ class ReconstructOptions(SourceOptions, RunOptions):
     Beside the model's picture stand two baselines, predicting nothing (the visible patches' mean) and copying the
     nearest visible patch in time, and the share of the hidden pixels' variance that each explains.
 
-    Example:
+    Examples:
 
         stmae reconstruct clip.mp4 --model runs/first --mask-ratio 0.9 0.95 0.98
+        stmae reconstruct clip.mp4 --model runs/first --mask over-this.png
     """
 
     videos: Positional[Source] = field(kw_only=False, metadata=SEVERAL)
@@ -34,6 +35,9 @@ class ReconstructOptions(SourceOptions, RunOptions):
     """Folder for the pictures."""
     mask_ratio: Annotated[tuple[float, ...], default("the model's own")] = ()
     """Share of the tokens to hide; several stand side by side."""
+    mask: Annotated[AnyPath | None, default("none: tokens drawn at random")] = None
+    """Image whose white, or .npy array (rows, columns) or (time, rows, columns) whose values above 0, are painted anew;
+    the painted clip is then also written by itself."""
     statistics: Literal["visible", "true"] = "visible"
     """For normalised targets: un-normalise with visible neighbours' statistics, or the hidden patch's own (a leak)."""
     start: Annotated[float | None, default("such that the clip is the middle of the video")] = None
@@ -51,6 +55,12 @@ class ReconstructOptions(SourceOptions, RunOptions):
         check_threads(self, problems)
         for ratio in self.mask_ratio:
             check_mask_ratio(ratio, problems)
+        if self.mask is not None:
+            exists("mask", self.mask, "Give an image or a .npy array of what to hide", problems)
+            for name in ("mask_ratio", "seed"):
+                problems.check(
+                    name not in self.given, f"{name} has no meaning with a mask of your own.", "Leave one of them out."
+                )
         if self.start is not None:
             problems.check(self.start >= 0, f"start {self.start:g} is before the video.", "Choose 0 or more seconds.")
         check_seed(self.seed, problems)

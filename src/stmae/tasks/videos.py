@@ -36,6 +36,19 @@ def open_videos(options: SourceOptions, clip: ClipConfig, extras: Mapping[str, A
     source = _source(options, say)
     if isinstance(source, TensorSource):
         return source, Values()
+    return source, values_for(source, clip, extras)
+
+
+def values_for(source: Source, clip: ClipConfig, extras: Mapping[str, Any]) -> Values:
+    """What the pixels of a source are to a model.
+
+    Args:
+        source: of files or shards.
+        clip, extras: as for `open_videos`.
+
+    Raises:
+        UserError: the model takes clips of other channels.
+    """
     value_range = extras.get("clip", {}).get("value_range")
     values = values_of(source, tuple(value_range) if value_range else None, clip.mean, clip.std)
     if values.channels != clip.channels:
@@ -43,7 +56,7 @@ def open_videos(options: SourceOptions, clip: ClipConfig, extras: Mapping[str, A
             f"the model takes clips of {clip.channels} channels; these have {values.channels}.",
             "Give clips like those that it was trained on.",
         )
-    return source, values
+    return values
 
 
 def _source(options: SourceOptions, say: Say) -> Source:
