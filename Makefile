@@ -47,8 +47,8 @@ wheel-test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider \
 		-n 2 --dist loadfile -m "$(TESTS)"
 
-bench: $(VENV)/.installed-dev  ## the speed of a training step on this machine
-	$(BIN)/python benchmarks/step.py
+bench: $(VENV)/.installed-dev  ## speed beside the peers, on this machine (BENCH="--cells base-fp32")
+	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 clean:  ## remove builds and caches (not .venv, runs or the demo)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -30,7 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from step import device_name, synchronize  # the neighbour
+from machine import device_name, synchronize  # the neighbour
 
 from stmae.data.loader import Batch
 from stmae.engine.log import Log, MetricsFile, TensorBoard, TextFile
