@@ -232,6 +232,42 @@ def as_is(clip: Tensor) -> Tensor:
     return clip
 
 
+def train_classifier(
+    place: Place,
+    cell: str,
+    start: MaskedAutoencoder | None,
+    known: Tensor,
+    targets: Tensor,
+    seed: int,
+    setting: tuple[float, float],
+    steps: int,
+) -> tuple[Classifier, dict[str, Any]]:
+    """Trains an encoder and a linear layer on labelled clips, uint8 (n, 3, T, H, W) and int64 (n,)."""
+    size, (lr, decay) = place.size, setting
+    torch.manual_seed(2000 + seed)
+    model = Classifier(ClassifierConfig(encoder=encoder_config(size), classes=int(targets.max()) + 1))
+    if start is not None:
+        model.encoder.load_state_dict(start.encoder.state_dict())
+
+    def layer(name: str) -> int:
+        if name.startswith("encoder.blocks."):
+            return int(name.split(".")[2]) + 1
+        return 0 if name.startswith(("encoder.patch_embed", "encoder.positions")) else size.depth + 1
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, step])
+        rows = torch.from_numpy(rng.choice(len(known), size.finetune_batch, replace=False))
+        gain, shift = (
+            torch.from_numpy(rng.uniform(*at, (len(rows), 1, 1, 1, 1))).float() for at in ((0.7, 1.3), (-0.3, 0.3))
+        )
+        clip = (known[rows].float() / 255 - 0.45) / 0.225 * gain + shift  # contrast and brightness
+        return F.cross_entropy(logits(model, clip, keys_of(seed, step, len(rows)), size.hidden), targets[rows])
+
+    groups = layer_decay_groups(model, 0.05, decay=decay, depth=size.depth, layer_id=layer)
+    found = fit(place, cell, model, groups, lr, steps, (0.9, 0.999), loss)
+    return model.eval(), found | {"setting": setting, "labels": len(known), "seed": seed}
+
+
 def finetune(
     place: Place,
     cell: str,
@@ -244,33 +280,10 @@ def finetune(
     change: Change = as_is,
 ) -> tuple[Classifier, dict[str, Any]]:
     """Trains a classifier on `labels` clips of the training part; the seed decides which."""
-    size, (lr, decay) = place.size, setting
-    torch.manual_seed(2000 + seed)
-    model = Classifier(ClassifierConfig(encoder=encoder_config(size), classes=motion8.CLASSES))
-    if start is not None:
-        model.encoder.load_state_dict(start.encoder.state_dict())
     train = motion8.draw(place.footage, "train", labels, seed)
     known = change(motion8.pixels(place.footage, train))
-    targets = torch.from_numpy(train.labels)
-
-    def layer(name: str) -> int:
-        if name.startswith("encoder.blocks."):
-            return int(name.split(".")[2]) + 1
-        return 0 if name.startswith(("encoder.patch_embed", "encoder.positions")) else size.depth + 1
-
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, step])
-        rows = torch.from_numpy(rng.choice(labels, size.finetune_batch, replace=False))
-        gain, shift = (
-            torch.from_numpy(rng.uniform(*at, (len(rows), 1, 1, 1, 1))).float() for at in ((0.7, 1.3), (-0.3, 0.3))
-        )
-        clip = (known[rows].float() / 255 - 0.45) / 0.225 * gain + shift  # contrast and brightness
-        return F.cross_entropy(logits(model, clip, keys_of(seed, step, len(rows)), size.hidden), targets[rows])
-
-    groups = layer_decay_groups(model, 0.05, decay=decay, depth=size.depth, layer_id=layer)
-    steps = size.finetune_steps[size.labels.index(labels)] if steps is None else steps
-    found = fit(place, cell, model, groups, lr, steps, (0.9, 0.999), loss)
-    return model.eval(), found | {"setting": setting, "labels": labels, "seed": seed}
+    steps = place.size.finetune_steps[place.size.labels.index(labels)] if steps is None else steps
+    return train_classifier(place, cell, start, known, torch.from_numpy(train.labels), seed, setting, steps)
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def page(results: Results, figure: str) -> str:
             minutes = f"{spent[name]:.1f}" if name in spent else "-"
             lines.append(f"| {name} | {estimate(results, arm)} | {gain} | {minutes} | {runs} |")
         lines.append("")
-    lines += _others(results)
+    lines += _others(results) + _real(results)
     return "\n".join(lines) + "\n"
 
 
@@ -224,6 +224,34 @@ def _others(results: Results) -> list[str]:
             )
             lines.append(f"- {name}, playback speed and arrow of time, attentive probe, 2,048 labels: {told}")
     return lines
+
+
+def _real(results: Results, draws: int = DRAWS) -> list[str]:
+    """Real labels (benchmarks/transfer_real.py): both arms over the folds that both have, and their difference."""
+    right: dict[str, list[np.ndarray]] = {"scratch": [], "mae": []}
+    clusters: list[np.ndarray] = []
+    for number in range(5):
+        cells = {arm: results.cells.get(f"real-{arm}-f{number}") for arm in right}
+        if all(cells.values()):
+            for arm, cell in cells.items():
+                assert cell is not None
+                told, labels = (np.array([int(d) for d in cell[key]]) for key in ("predictions", "labels"))
+                right[arm].append(told == labels)
+            clusters.append(np.array(cells["mae"]["clusters"]) if cells["mae"] else np.empty(0, int))
+    if not clusters:
+        return []
+    scratch, mae = (np.concatenate(right[arm]).astype(float) for arm in ("scratch", "mae"))
+    _, groups = np.unique(np.concatenate(clusters), return_inverse=True)
+    totals, gains = np.bincount(groups), np.bincount(groups, mae - scratch)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(totals), (draws, len(totals)))
+    low, high = np.quantile(gains[drawn].sum(axis=1) / totals[drawn].sum(axis=1), [0.025, 0.975])
+    gain = Estimate(100 * float((mae - scratch).mean()), 100 * float(low), 100 * float(high))
+    return [
+        "", "## Real labels (`benchmarks/transfer_real.py`; pre-trained on other footage)", "",
+        f"{len(mae)} clips of {len(totals)} sources in {len(clusters)} of 5 folds by source: from scratch"
+        f" {100 * scratch.mean():.1f} %, MAE {100 * mae.mean():.1f} %, difference {gain} points.",
+    ]  # fmt: skip
 
 
 def draw_figure(results: Results, path: Path) -> None:

@@ -186,3 +186,36 @@ def test_overhead(tmp_path):
     page = (tmp_path / "overhead-cpu.md").read_text()
     assert report["command"] in page
     assert f"{row['overhead']:.2%}" in page
+
+
+@pytest.mark.long
+def test_transfer(tmp_path: Path) -> None:
+    """Every kind of cell ends, a stopped run goes on, nothing is run twice, and the report says what there is."""
+    out = tmp_path / "transfer"
+    common = [
+        "benchmarks/transfer.py",
+        "--smoke",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+        "--work",
+        str(tmp_path / "work"),
+    ]
+    assert "out of time" in run(tmp_path, *common, "--footage", "synthetic", "--run", "0.001")
+    said = run(tmp_path, *common, "--footage", "synthetic", "--core", "--run", "9")
+    assert "mae1-256-s4: " in said
+    assert run(tmp_path, *common, "--footage", "synthetic", "--core", "--run", "9").count("...") == 0
+    for cell in ("controls", "no-motion-256-s0", "longer-256-s0", "frozen-mae0", "frozen-random0", "time-random0"):
+        run(tmp_path, *common, "--footage", "synthetic", "--cell", cell)
+    told = json.loads((out / "mae0-256-s0.json").read_text())["predictions"]
+    task = json.loads((out / "task.json").read_text())
+    assert len(told) == len(task["labels"]) == len(task["clusters"]) == 32
+    listed = run(tmp_path, *common, "--list").splitlines()
+    assert sum(line.startswith("done") for line in listed) == len(list(out.glob("*.json")))
+    run(tmp_path, *common, "--report")
+    page = (tmp_path / "transfer.md").read_text()
+    assert "MAE against from scratch, 256 labels: **" in page
+    assert "| random, frozen, attentive probe |" in page
+    assert "playback speed" in page
+    assert (tmp_path / "transfer.png").stat().st_size > 5000
