@@ -150,12 +150,18 @@ def run_cell(place: Place, name: str, cell: Cell) -> bool:
 
 
 def run_missing(place: Place, chosen: dict[str, Cell]) -> None:
-    """Runs what is missing and possible until the time is over or nothing is left."""
+    """Runs what is missing and possible until nothing is left.
+
+    Raises:
+        OutOfTime: something is.
+    """
     tried: set[str] = set()
-    while time.monotonic() < place.ends:
+    while True:
         ready = [n for n, c in chosen.items() if n not in tried and place.result(n) is None and not lacking(place, c)]
         if not ready:
             return
+        if time.monotonic() > place.ends:
+            raise OutOfTime
         # A cell that another process has is looked at again once one of ours has ended.
         tried = set() if run_cell(place, ready[0], chosen[ready[0]]) else tried | {ready[0]}
 
