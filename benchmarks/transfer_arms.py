@@ -58,6 +58,7 @@ class Size:
     labels: tuple[int, int] = LABELS
     probe_epochs: int = 30
     synthetic: int = 120
+    rounds: int = 3  # of pre-training, at most: another follows as long as the gate is not passed
     gate: float = 1.05  # held-out loss with a clip's steps in disorder / in order
 
 
@@ -120,7 +121,8 @@ def autoencoder(size: Size) -> MaskedAutoencoder:
 
 def pretrained(place: Place, number: int) -> MaskedAutoencoder:
     model = autoencoder(place.size)
-    model.load_state_dict(torch.load(place.state(f"pretrain-{number}"), weights_only=True)["model"])
+    last = place.done(f"pretrain-{number}")["rounds"] - 1
+    model.load_state_dict(torch.load(place.state(state_name(number, last)), weights_only=True)["model"])
     return model.eval()
 
 
@@ -190,25 +192,43 @@ def keys_of(seed: int, step: int, count: int) -> Tensor:
 
 
 def pretrain(place: Place, number: int) -> dict[str, Any]:
-    """A masked autoencoder on unlabelled clips of the training part."""
-    size, cell = place.size, f"pretrain-{number}"
+    """A masked autoencoder on unlabelled clips of the training part; trained on, twice at most, until it has learned
+    motion (`by_order`)."""
+    size = place.size
     torch.manual_seed(1000 + number)
     model = autoencoder(size)
+    rounds: list[dict[str, Any]] = []
+    while len(rounds) < size.rounds and (not rounds or not by_order(place, model)["passed"]):
+        first = len(rounds) * size.pretrain_steps
 
-    def loss(step: int) -> Tensor:
-        clips = motion8.draw_unlabelled(place.footage, "train", size.pretrain_batch, [7, number, step])
-        return model(motion8.pixels(place.footage, clips), keys=keys_of(number, step, len(clips))).loss
+        def loss(step: int, first: int = first) -> Tensor:
+            draws = [7, number, first + step]
+            clips = motion8.draw_unlabelled(place.footage, "train", size.pretrain_batch, draws)
+            keys = keys_of(number, first + step, len(clips))
+            return model(motion8.pixels(place.footage, clips), keys=keys).loss
 
-    groups = parameter_groups(model, 0.05)
-    found = fit(place, cell, model, groups, size.pretrain_lr, size.pretrain_steps, (0.9, 0.95), loss)
-    parameters = sum(p.numel() for p in model.encoder.parameters())
-    return found | {"clips": size.pretrain_steps * size.pretrain_batch, "encoder_parameters": parameters}
+        groups = parameter_groups(model, 0.05)
+        rounds.append(
+            fit(place, state_name(number, len(rounds)), model, groups, size.pretrain_lr, size.pretrain_steps,
+                (0.9, 0.95), loss)
+        )  # fmt: skip
+    return {
+        "rounds": len(rounds), "losses": [value for each in rounds for value in each["losses"]],
+        "cpu_seconds": round(sum(each["cpu_seconds"] for each in rounds), 3),
+        "clips": len(rounds) * size.pretrain_steps * size.pretrain_batch,
+        "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
+    }  # fmt: skip
+
+
+def state_name(number: int, rounds: int) -> str:
+    """Of the weights after some whole rounds of a pre-training, and of those on the way to the next."""
+    return f"pretrain-{number}" + (f"-round{rounds}" if rounds else "")
 
 
 @torch.no_grad()
-def gate(place: Place, number: int) -> dict[str, Any]:
+def by_order(place: Place, model: MaskedAutoencoder) -> dict[str, Any]:
     """Held-out loss with the clip's 2-frame steps in order and in disorder: the same visible and hidden contents."""
-    model = pretrained(place, number)
+    model.eval()
     clips = motion8.draw_unlabelled(place.footage, "val", min(256, place.size.val_clips), [11])
     t, h, w = model.config.encoder.clip.grid
     N, count = t * h * w, visible_count(t * h * w, model.config.mask_ratio)
@@ -223,6 +243,11 @@ def gate(place: Place, number: int) -> dict[str, Any]:
     means = {name: round(float(np.mean(values)), 4) for name, values in losses.items()}
     ratio = means["in disorder"] / means["in order"]
     return {"loss": means, "ratio": round(ratio, 4), "passed": ratio >= place.size.gate}
+
+
+def gate(place: Place, number: int) -> dict[str, Any]:
+    """Whether a pre-training has learned motion."""
+    return by_order(place, pretrained(place, number))
 
 
 Change = Callable[[Tensor], Tensor]  # of clips (B, C, T, H, W)

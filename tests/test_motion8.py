@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -154,9 +155,25 @@ def test_a_stopped_cell_goes_on_bit_for_bit(modules, still, tmp_path):
             except arms.OutOfTime:
                 stops += 1
         assert stops == (0 if name == "whole" else arms.SMOKE.pretrain_steps - 1)
-        assert found["steps"] == arms.SMOKE.pretrain_steps
+        assert found["rounds"] == 1
+        place.out.mkdir(exist_ok=True)
+        (place.out / "pretrain-0.json").write_text(json.dumps(found))
         weights[name] = arms.pretrained(place, 0).state_dict()
     assert all(torch.equal(value, weights["parts"][key]) for key, value in weights["whole"].items())
+
+
+def test_what_has_learned_no_motion_is_trained_on(modules, still, tmp_path):
+    arms = modules["arms"]
+    size = dataclasses.replace(arms.SMOKE, pretrain_steps=1, gate=9.0)
+    place = arms.Place(still, size, tmp_path, tmp_path, time.monotonic() + 1000)
+    found = arms.pretrain(place, 0)
+    assert found["rounds"] == 3
+    assert found["clips"] == 3 * size.pretrain_batch
+    assert len({path.read_bytes() for path in tmp_path.glob("pretrain-0*.pt")}) == 3
+    (tmp_path / "pretrain-0.json").write_text(json.dumps(found))
+    told = arms.gate(place, 0)
+    assert not told["passed"]
+    assert told["ratio"] == pytest.approx(told["loss"]["in disorder"] / told["loss"]["in order"], abs=1e-3)
 
 
 def test_the_interval_knows_clusters_seeds_and_a_difference(modules):
