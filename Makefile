@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 TESTS := not long
+# Two processes, each with whole files of tests, in the order that tests/conftest.py gives them.
+SHARED_OUT := -n 2 --dist loadfile --no-loadscope-reorder
 OUT ?= demo$(if $(DATA),-own)
 WHEEL_ENV := build/wheel-env
 
@@ -22,7 +24,7 @@ demo: $(VENV)/.installed  ## sample videos (or DATA=folder), a small model, pict
 	$(BIN)/stmae demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 check: $(VENV)/.installed-dev lint  ## lint, types, import order and the quick tests
-	$(BIN)/python -m pytest -m "not slow and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED_OUT) -m "not slow and not long"
 
 test: $(VENV)/.installed-dev lint wheel-test  ## everything: lint, types, import order, all tests on the built wheel
 
@@ -45,7 +47,7 @@ wheel-test: $(VENV)/.installed-dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(WHEEL_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
 	OMP_NUM_THREADS=1 STMAE_WHEEL_ENV=$(WHEEL_ENV) $(WHEEL_ENV)/bin/python -m pytest -p no:cacheprovider \
-		-n 2 --dist loadfile -m "$(TESTS)"
+		$(SHARED_OUT) -m "$(TESTS)"
 
 bench: $(VENV)/.installed-dev  ## speed beside the peers, on this machine (BENCH="--cells base-fp32")
 	$(BIN)/python benchmarks/speed.py $(BENCH)

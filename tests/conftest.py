@@ -12,6 +12,18 @@ import torch
 torch.use_deterministic_algorithms(True)
 
 
+# These take longest. Processes that share the files out (make test) begin with them, so as to end together.
+LONGEST = (
+    "test_distributed", "test_every_option", "test_pretrain", "test_pair", "test_readme", "test_faults_kill",
+    "test_hub", "test_task", "test_demo", "test_blocks", "test_shards", "test_export", "test_packing", "test_survey",
+    "test_workers", "test_lost_workers", "test_exactness", "test_addresses", "test_video",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with the parity numbers and real videos: STMAE_SHARED, or `shared` next to the repository."""

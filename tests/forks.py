@@ -1,6 +1,7 @@
 """Processes that are forked from one that has imported PyTorch: importing it takes longer than most of what they do.
 
-Nothing may be computed before the forks: threads do not survive them.
+Nothing may be computed before the forks: threads do not survive them. torch._inductor is imported here, because
+`use_deterministic_algorithms` and optimisers would import it in each of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+import torch._inductor  # noqa: F401
 
 
 def forked(work: Callable[[], object], log: Path | None = None) -> int:

@@ -106,7 +106,8 @@ def test_a_block_in_compiled_code_gives_the_same() -> None:
         model.blocks[0](x).square().sum().backward()
     assert torch._dynamo.utils.counters["inductor"], "nothing was compiled"
     for (name, one), other in zip(plain.blocks.named_parameters(), compiled.blocks.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-4, msg=name)
+        assert one.grad.abs().max() > 0
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-5 * one.grad.abs().max().item(), rtol=1e-4, msg=name)
 
 
 def test_compiling_is_for_gpus_unless_asked_for() -> None:

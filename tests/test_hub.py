@@ -20,6 +20,10 @@ from stmae.weights import ENCODER, save_weights
 pytest.importorskip("huggingface_hub")
 
 
+# huggingface_hub tries again for half a minute.
+IMPATIENT = "import sys, time; time.sleep = lambda s: None; from stmae.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """What a run leaves: weights, configuration, numbers and a picture."""
@@ -87,7 +91,7 @@ def test_there_and_back(run, tmp_path):
         assert nothing.returncode == 2
         assert 'there is no "hf://user/nothing" on the hub' in nothing.stderr
     gone = stmae_command(
-        hub, tmp_path / "third", "-m", "stmae", "convert", "hf://user/name", "--out", str(tmp_path / "x")
+        hub, tmp_path / "third", "-c", IMPATIENT, "convert", "hf://user/name", "--out", str(tmp_path / "x")
     )
     assert gone.returncode == 2
     assert "the hub cannot be reached" in gone.stderr

@@ -412,13 +412,16 @@ def test_all_processes_stop_for_the_signal_of_one(tmp_path: Path) -> None:
     assert toy_run(tmp_path, train_it=False).start.step == 4
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Impatient(Interrupted):
         signum = signal.SIGINT
         times = 2
 
+    with pytest.raises(Stopped):
+        toy_run(tmp_path / "twice", task=Impatient)  # at the same time: the terminal's and the launcher's
+    monkeypatch.setattr("stmae.engine.signals.SAME", -1.0)
     with pytest.raises(KeyboardInterrupt):
-        toy_run(tmp_path, task=Impatient)
+        toy_run(tmp_path / "again", task=Impatient)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -67,6 +67,12 @@ def staged(url: str) -> Path:
     return _stages() / name
 
 
+def address_of(local: Path) -> str | None:
+    """The address whose stage a folder is; None for any other folder."""
+    url = unquote(local.name)
+    return url if local.parent == _stages() and is_url(url) else None
+
+
 def _stages() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stmae" / "runs"
 
@@ -92,8 +98,8 @@ class Mirror:
     @classmethod
     def of(cls, local: Path) -> Mirror | None:
         """The mirror of a stage; None for any other folder."""
-        url = unquote(local.name)
-        return cls(local, url) if local.parent == _stages() and is_url(url) else None
+        url = address_of(local)
+        return None if url is None else cls(local, url)
 
     # From there
 

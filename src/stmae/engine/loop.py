@@ -183,7 +183,7 @@ def train(
                         result = task.step(batch)
                     loss = result.loss_sum
                     if loss_scale:
-                        loss = loss_scale.scaled(loss, result.weight, world)
+                        loss = loss_scale.scaled(loss, result.weight, world, accumulate)
                     loss.backward()
                 meter.add(result, batch.wait_seconds)
             if step in position.left_out:

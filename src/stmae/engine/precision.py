@@ -47,8 +47,8 @@ class LossScale:
 
     It is halved with every update whose gradients overflow (which is skipped), and doubled after `PATIENCE` good ones.
     It lives on the device and is never read there; `state` is a part of every checkpoint, so that a resumed run has the
-    scale of the uninterrupted one. The loss of a step is a sum, so the first scale is `FIRST` over the first weight,
-    rounded to a power of two: `FIRST` for the mean.
+    scale of the uninterrupted one. The loss of a step is a sum, so the first scale is `FIRST` over the first weight (of
+    all micro-batches and processes), rounded to a power of two: `FIRST` for the mean.
     """
 
     FIRST, LEAST, MOST = 2.0**16, 2.0**-40, 2.0**40
@@ -62,11 +62,11 @@ class LossScale:
     def scale(self) -> Tensor:
         return self.state["scale"]
 
-    def scaled(self, loss_sum: Tensor, weight: Tensor, world: World = ALONE) -> Tensor:
-        """The loss to call `backward` on."""
-        if not self._begun:  # all processes begin together, with one scale
-            mean = world.sum_(weight.detach().float().clone()) / world.size
-            first = torch.exp2((self.FIRST / mean.clamp(min=1.0)).log2().round())
+    def scaled(self, loss_sum: Tensor, weight: Tensor, world: World = ALONE, parts: int = 1) -> Tensor:
+        """The loss to call `backward` on: that of one of `parts` micro-batches of an update, in each process."""
+        if not self._begun:  # all processes begin together, with one scale, and so that it does not tell how many
+            whole = world.sum_(weight.detach().float().clone()) * parts
+            first = torch.exp2((self.FIRST / whole.clamp(min=1.0)).log2().round())
             self.scale.copy_(torch.where(self.scale == 0, first, self.scale))
             self._begun = True
         return loss_sum * self.scale

@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 TRY_AGAIN = 75
 INTERRUPTED = 130
+SAME = 1.0  # seconds: a terminal's Ctrl-C reaches torchrun's processes twice, from the terminal and from torchrun
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
@@ -32,7 +34,8 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """While open, the first of `SIGNALS` is noted, for the loop to end in order; a second SIGINT interrupts.
+    """While open, the first of `SIGNALS` is noted, for the loop to end in order; a second SIGINT, more than `SAME`
+    seconds later, interrupts.
 
     `received` may change at any moment: the loop looks at it once in a step, and asks the other processes too.
 
@@ -43,6 +46,7 @@ class StopSignals:
 
     def __init__(self, many: bool = False) -> None:
         self.received, self.many, self.over = 0, many, False
+        self.first = 0.0  # when it came
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -55,8 +59,11 @@ class StopSignals:
         if self.over:
             return
         if self.received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = self.received or signum
+            if time.monotonic() - self.first > SAME:
+                raise KeyboardInterrupt
+            return
+        if not self.received:
+            self.received, self.first = signum, time.monotonic()
         # Not through the log: its locks may be held by the very code that this handler interrupted.
         os.write(2, b"\nfinishing this step, then saving; Ctrl-C once more leaves at once, unsaved\n")
 

@@ -13,6 +13,7 @@ import torch
 from stmae.data.sources import TensorSource, names_of
 from stmae.engine.distributed import World
 from stmae.errors import UserError
+from stmae.mirror import address_of
 from stmae.runs import compare
 from stmae.tasks import build
 from stmae.tasks.setup import Setup, part
@@ -69,6 +70,7 @@ def _started_with(options: TrainingOptions, device: torch.device) -> dict[str, A
     values = plain({name: value for name, value in options.given.items() if name not in ("videos", "config")})
     return values | {
         "videos": _shown(options.videos), "device": device.type, "torch": torch.__version__, "stmae": stmae.__version__,
+        "out": address_of(options.out) or str(options.out),  # each host stages it where its own cache is
     }  # fmt: skip
 
 

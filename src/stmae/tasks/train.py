@@ -122,6 +122,7 @@ def _train(setup: Setup, job: type[Training], run: RunFolder, world: World, mirr
     verdicts = Verdicts(run.verdicts)
     loader = _loader(setup, world, start, world.first(lambda: verdicts.found))
     autocast = AUTOCAST[options.precision]
+    peak = peak_flops(device, autocast)
     with disk_errors(run.path):
         log = Log()
         if world.main:
@@ -156,8 +157,8 @@ def _train(setup: Setup, job: type[Training], run: RunFolder, world: World, mirr
                 milestone_every=milestone_every,
                 max_bad_steps=options.max_bad_steps,
                 clips_per_epoch=setup.epoch,
-                flops_per_clip=setup.flops_per_clip(),
-                peak_flops=peak_flops(device, autocast),
+                flops_per_clip=setup.flops_per_clip() if peak else None,  # counting takes a while
+                peak_flops=peak,
             )
         except torch.OutOfMemoryError as error:
             at_once = options.batch_size // (options.accumulate * world.size)
