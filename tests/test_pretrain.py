@@ -103,7 +103,7 @@ def test_config_reads_back(run: Path, videos: Path, tmp_path: Path) -> None:
 
 
 def start(videos: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    options = {**SMALL, "epochs": 40, "workers": 1}
+    options = {**SMALL, "epochs": 40, "workers": 1, "evaluate_every": 8}
     words = [
         word
         for name, value in options.items()
