@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from stmae.data.loader import Batch
 from stmae.data.workers import Verdict
 from stmae.engine.distributed import Lost
 from stmae.errors import UserError
+from stmae.model.config import BlocksConfig
+from stmae.model.sizes import SIZES
 from stmae.tasks import fit
 from stmae.tasks.training import Training
 
@@ -36,6 +39,8 @@ BASE: dict[str, Any] = {
     "batch_size": 8, "repeats": 2, "lr": 1e-3, "clip_grad": 1.0, "workers": 0, "precision": "fp32", "log_every": 1,
     "evaluate_every": 3, "save_every": 3, "holdout": 0.2, "device": "cpu", "threads": 1, "loggers": (),
 }  # fmt: skip
+# A few layers, not twelve.
+SIZES["vit_tiny"] = lambda: BlocksConfig(width=48, depth=2, heads=3, mlp_width=96)
 FULL: dict[str, Any] = {"ema": 0.9, "checkpoint_activations": True}
 FITS = 4  # clips, in the runs that ask for "auto"
 
@@ -139,8 +144,10 @@ def work(videos: str, rank: int, ports: list[int]) -> None:
         if rank >= run.processes:
             continue
         environment = job | {"MASTER_PORT": str(port)} if run.processes > 1 else {}
+        began = time.monotonic()
         with mock.patch.dict(os.environ, environment):
             made = go(name, run, videos, rank)
+        print(f"{name}: {time.monotonic() - began:.1f} s")
         Path(f"{name}-{rank}.json").write_text(json.dumps(made))
 
 
