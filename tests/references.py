@@ -93,6 +93,100 @@ def agnostic(noise: np.ndarray, count: int) -> np.ndarray:
     return hidden
 
 
+def space(key: int, grid: tuple[int, int, int], count: int) -> np.ndarray:
+    """(t, h, w): the same `count` cells visible in every time step."""
+    t, h, w = grid
+    frame = agnostic(np.array([signed(splitmix64(key, h * w))]), count).reshape(h, w)
+    return np.stack([frame] * t)
+
+
+def time(key: int, grid: tuple[int, int, int], count: int) -> np.ndarray:
+    """(t, h, w): `count` time steps visible."""
+    steps = agnostic(np.array([signed(splitmix64(key, grid[0]))]), count)[0]
+    hidden = np.empty(grid, bool)
+    for t in range(grid[0]):
+        hidden[t] = steps[t]
+    return hidden
+
+
+def boxes(key: int, grid: tuple[int, int, int], count: int, number: int = 128) -> np.ndarray:
+    """(t, h, w): box after box is hidden, each from its last token on, until `count` tokens are left."""
+    N = math.prod(grid)
+    numbers = splitmix64(key, 6 * number + N)
+    hidden, left = np.zeros(grid, bool), N - count
+
+    def hide(places) -> None:
+        nonlocal left
+        for place in places:
+            if left and not hidden[place]:
+                hidden[place] = True
+                left -= 1
+
+    for k in range(number):
+        ranges = []
+        for axis, size in enumerate(grid):
+            least, most = max(1, size // 4), max(1, size // 2)
+            side = least + (numbers[axis * number + k] >> 32) * (most - least + 1) // 2**32
+            first = (numbers[(3 + axis) * number + k] >> 32) * (size + side - 1) // 2**32 - side + 1
+            ranges.append(range(max(first, 0), min(first + side, size)))
+        hide(reversed(list(product(*ranges))))
+    rest = signed(numbers[6 * number :])
+    # What no box covers: the smallest number stays visible longest.
+    hide(np.unravel_index(n, grid) for n in sorted(range(N), key=lambda n: -rest[n]))
+    return hidden
+
+
+def motion(key: int, grid: tuple[int, int, int], count: int, patches: np.ndarray) -> np.ndarray:
+    """(N,): hidden but for the `count` tokens of smallest place by change plus place in a random order."""
+    t, N = grid[0], math.prod(grid)
+    cells = N // t
+    noise = signed(splitmix64(key, N))
+    change = []
+    for n in range(N):
+        other = n + cells if n // cells < t - 1 else n - cells
+        change.append(
+            sum(abs(int(a) - int(b)) for a, b in zip(patches[n], patches[other], strict=True)) if t > 1 else 0
+        )
+    shuffled = sorted(range(N), key=lambda n: noise[n])
+    ordered = sorted(shuffled, key=lambda n: change[n])
+    place = np.array([shuffled.index(n) + ordered.index(n) for n in range(N)])
+    return agnostic(place[None], count)[0]
+
+
+def signed(numbers: list[int]) -> list[int]:
+    return [n - (1 << 64) if n >> 63 else n for n in numbers]
+
+
+def running_cell(key: int, hidden_ids: list[int], grid: tuple[int, int, int], count: int) -> list[int]:
+    """The `count` hidden tokens whose turn it is, or nearly is."""
+    _, h, w = grid
+    noise = splitmix64(key ^ 0x6465636F6465, math.prod(grid))
+    begin = splitmix64(key, 1)[0]
+    around = {(0, 0): 0, (0, 1): 1, (1, 1): 2, (1, 0): 3}
+
+    def turn(n: int) -> tuple[int, int]:
+        time, row, column = n // (h * w), n // w % h, n % w
+        return (around[row % 2, column % 2] - time - begin) % 4, noise[n] >> 3
+
+    return sorted(sorted(hidden_ids, key=turn)[:count])
+
+
+def hog(frames: np.ndarray, cell: int = 8, bins: int = 9) -> np.ndarray:
+    """Histograms of oriented gradients of one channel (H, W): (H / cell, W / cell, bins)."""
+    H, W = frames.shape
+    padded = np.pad(frames, 1, mode="reflect")
+    out = np.zeros((H // cell, W // cell, bins))
+    for y, x in product(range(H), range(W)):
+        near = padded[y : y + 3, x : x + 3]
+        across = near[0, 0] + 2 * near[1, 0] + near[2, 0] - near[0, 2] - 2 * near[1, 2] - near[2, 2]
+        down = near[0, 0] + 2 * near[0, 1] + near[0, 2] - near[2, 0] - 2 * near[2, 1] - near[2, 2]
+        out[y // cell, x // cell, math.floor(math.atan2(across, down) / math.pi * bins) % bins] += math.hypot(
+            across, down
+        )
+    norms = np.sqrt((out**2).sum(axis=-1, keepdims=True))
+    return out / np.maximum(norms, 1e-12)
+
+
 def target_frames(kind: str, frames: int, pt: int) -> list[int]:
     """Frames predicted, in order."""
     count = frames // pt
@@ -144,6 +238,24 @@ def block(x: np.ndarray, p: dict[str, np.ndarray], heads: int) -> np.ndarray:
     return x + h @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"]
 
 
+def cross_block(x: np.ndarray, memory: np.ndarray, p: dict[str, np.ndarray], heads: int) -> np.ndarray:
+    """One block whose tokens (L, D) look at `memory` (K, D) and not at each other."""
+    D = x.shape[1]
+    d = D // heads
+    seen = layer_norm(memory, p["norm_memory.weight"], p["norm_memory.bias"])
+    q = layer_norm(x, p["norm1.weight"], p["norm1.bias"]) @ p["attn.q.weight"].T + p["attn.q.bias"]
+    k = seen @ p["attn.kv.weight"][:D].T + p["attn.kv.bias"][:D]
+    v = seen @ p["attn.kv.weight"][D:].T + p["attn.kv.bias"][D:]
+    out = np.empty_like(x)
+    for i in range(heads):
+        part = slice(i * d, (i + 1) * d)
+        scores = np.exp(q[:, part] @ k[:, part].T / math.sqrt(d))
+        out[:, part] = scores / scores.sum(axis=1, keepdims=True) @ v[:, part]
+    x = x + out @ p["attn.proj.weight"].T + p["attn.proj.bias"]
+    h = layer_norm(x, p["norm2.weight"], p["norm2.bias"]) @ p["mlp.fc1.weight"].T + p["mlp.fc1.bias"]
+    return x + 0.5 * h * (1 + _ERF(h / math.sqrt(2))) @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"]
+
+
 def under(weights: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
@@ -163,12 +275,14 @@ def stack(x: np.ndarray, p: dict[str, np.ndarray], depth: int, heads: int) -> np
 
 
 def autoencode(
-    weights: dict[str, np.ndarray], patches: np.ndarray, hidden: np.ndarray, config
+    weights: dict[str, np.ndarray], patches: np.ndarray, hidden: np.ndarray, config, decoded: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """A masked autoencoder over the normalised patches (N, P) of one clip, as the references do it.
 
     The encoder's output is put back in token order with mask tokens in the gaps, the decoder computes every token of
     every block, and only then are the hidden ones picked. Returns `latent` (V, D) and `prediction` (M, P).
+
+    `decoded`: token ids, if not all hidden ones are decoded; the decoder is then given no others.
     """
     enc, dec = under(weights, "encoder."), under(weights, "decoder.")
     first = int(config.encoder.class_token)
@@ -181,6 +295,10 @@ def autoencode(
         tokens = np.concatenate([enc["class_token"] + enc["positions.class_position"], tokens])
     latent = stack(tokens, enc, config.encoder.blocks.depth, config.encoder.blocks.heads)
 
+    ids = np.flatnonzero(hidden) if decoded is None else decoded
+    if config.decoder.kind == "linear":
+        rows = latent[first:]
+        return {"latent": rows[~hidden], "prediction": rows[ids] @ dec["head.weight"].T + dec["head.bias"]}
     embedded = latent @ dec["embed.weight"].T + dec["embed.bias"]
     if config.mask_tokens_in_encoder:
         full, seen = embedded[first:], latent[first:][~hidden]
@@ -190,11 +308,23 @@ def autoencode(
     full = full + positions(dec)
     own = {"own": lambda: dec["class_token"], "encoder": lambda: embedded[:1], "none": lambda: None}
     row = own[config.decoder.class_token]()
+    there = (
+        np.flatnonzero(~hidden)
+        if config.decoder.kind == "cross_attention"
+        else np.sort([*np.flatnonzero(~hidden), *ids])
+    )
+    memory = full[there]
     if row is not None:
-        full = np.concatenate([row + dec["positions.class_position"], full])
-    decoded = stack(full, dec, config.decoder.blocks.depth, config.decoder.blocks.heads)
-    predicted = decoded @ dec["head.weight"].T + dec["head.bias"]
-    return {"latent": seen, "prediction": predicted[int(row is not None) :][hidden]}
+        memory = np.concatenate([row + dec["positions.class_position"], memory])
+    if config.decoder.kind == "cross_attention":
+        tokens = full[ids]
+        for i in range(config.decoder.blocks.depth):
+            tokens = cross_block(tokens, memory, under(dec, f"blocks.{i}."), config.decoder.blocks.heads)
+        painted = layer_norm(tokens, dec["norm.weight"], dec["norm.bias"])
+    else:
+        painted = stack(memory, dec, config.decoder.blocks.depth, config.decoder.blocks.heads)
+        painted = painted[int(row is not None) :][np.isin(there, ids)]
+    return {"latent": seen, "prediction": painted @ dec["head.weight"].T + dec["head.bias"]}
 
 
 def encode_all(enc: dict[str, np.ndarray], patches: np.ndarray, config) -> np.ndarray:
@@ -211,5 +341,19 @@ def targets(clip: np.ndarray, config) -> np.ndarray:
     """Targets (B, N, P) of every token of normalised clips (B, C, T, H, W)."""
     pt, ph, pw = config.encoder.clip.patch
     chosen = clip[:, :, target_frames(config.predict_frames, clip.shape[2], pt)]
+    if config.target == "hog":
+        return hog_tokens(chosen, (pt if config.predict_frames == "all" else 1, ph, pw))
     values = patchify(chosen, (pt if config.predict_frames == "all" else 1, ph, pw))
     return standardise(values) if config.target == "normalized_pixels" else values
+
+
+def hog_tokens(frames: np.ndarray, patch: tuple[int, int, int]) -> np.ndarray:
+    """HOG of frames (B, C, T, H, W) by token (B, N, P); values by frame, channel, bin, cell row, cell column."""
+    B, C, T, H, W = frames.shape
+    pt, ph, pw = patch[0], patch[1] // 8, patch[2] // 8
+    maps = np.array([[[hog(frames[b, c, t]) for t in range(T)] for c in range(C)] for b in range(B)])
+    tokens = []
+    for t, y, x in product(range(T // pt), range(H // 8 // ph), range(W // 8 // pw)):
+        part = maps[:, :, t * pt : (t + 1) * pt, y * ph : (y + 1) * ph, x * pw : (x + 1) * pw]  # B, C, pt, ph, pw, bins
+        tokens.append(part.transpose(0, 2, 1, 5, 3, 4).reshape(B, -1))
+    return np.stack(tokens, axis=1)

@@ -219,3 +219,32 @@ def test_transfer(tmp_path: Path) -> None:
     assert "| random, frozen, attentive probe |" in page
     assert "playback speed" in page
     assert (tmp_path / "transfer.png").stat().st_size > 5000
+
+
+def test_sparse_vs_dense(tmp_path: Path) -> None:
+    options = ["--quick", "--threads", "1", "--device", "cpu", "--state", str(tmp_path), "--out", str(tmp_path)]
+    run(tmp_path, "benchmarks/sparse_vs_dense.py", *options)
+    measured = next(tmp_path.glob("*.jsonl")).read_text()
+    run(tmp_path, "benchmarks/sparse_vs_dense.py", *options)
+    assert next(tmp_path.glob("*.jsonl")).read_text() == measured  # nothing is measured twice
+    report = json.loads(next(tmp_path.glob("sparse-vs-dense-*.json")).read_text())
+    rows = {row["side"]: row for row in report["compute"]}
+    assert rows.keys() == {"dense", "sparse 0.5", "sparse 0.75", "sparse 0.9", "sparse 0.95"}
+    assert rows["dense"]["gain"] == 1
+    assert rows["sparse 0.95"]["gmacs"] < rows["sparse 0.5"]["gmacs"] < rows["dense"]["gmacs"]
+    assert report["loading"]["kept"] > 0
+    page = next(tmp_path.glob("*.md")).read_text()
+    assert report["command"] in page
+    assert f"{rows['sparse 0.9']['gain']:.2f}x" in page
+
+
+@pytest.mark.long
+def test_dual_masking(tmp_path: Path) -> None:
+    options = ["--quick", "--threads", "1", "--device", "cpu", "--state", str(tmp_path), "--out", str(tmp_path)]
+    run(tmp_path, "benchmarks/dual_masking.py", *options)
+    report = json.loads(next(tmp_path.glob("dual-masking-*.json")).read_text())
+    rows = {row["side"]: row for row in report["rows"]}
+    assert rows["all"]["gain"] == 1
+    assert rows["half, running cells"]["gmacs"] < 0.75 * rows["all"]["gmacs"]
+    assert all(row["score"][0]["loss"] > 0 for row in rows.values())
+    assert report["command"] in next(tmp_path.glob("*.md")).read_text()

@@ -44,6 +44,9 @@ CHANGES: dict[str, Any] = {
     "patch": (4, 8, 8),
     "mask_ratio": 0.75,
     "target": "pixels",
+    "mask": "block",
+    "decoder": "cross_attention",
+    "decode": "running_cell",
     "predict_frames": "all",
     "positions": "joint",
     "position_values": "sincos",
@@ -73,6 +76,7 @@ CHANGES: dict[str, Any] = {
     "crop_area": (0.1, 0.2),
     "crop_aspect": (1.0, 1.0),
     "flip": False,
+    "color_jitter": 0.6,
     "holdout": 0.4,
     "save_every": 7,
     "keep": 5,
@@ -93,6 +97,7 @@ ELSEWHERE = {
     "parallel",  # test_distributed.py: nothing for one process
     "monitor",  # test_monitor.py
     "cooldown",  # below: for one schedule only
+    "decode_share", "tokenizer", "teacher",  # below: for one choice only
 }  # fmt: skip
 
 
@@ -190,6 +195,43 @@ def test_the_cooldown_is_that_of_the_constant_schedule(fingerprint: Any) -> None
     short, long = (fingerprint(schedule="constant", cooldown=share)["schedule"] for share in ("20%", "50%"))
     assert (short.cooldown_steps, long.cooldown_steps) == (short.steps // 5, round(short.steps / 2))
     assert short != fingerprint()["schedule"]
+
+
+def random_walls(keys: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """A mask of one's own: a time step is hidden if the key is odd, another if it is even."""
+    return (torch.arange(grid[0]) == keys[:, None] % 2).repeat_interleave(grid[1] * grid[2], dim=1)
+
+
+@pytest.mark.slow
+def test_options_of_one_choice_change_the_run(fingerprint: Any, tmp_path: Path) -> None:
+    """What is hidden, predicted and decoded changes the loss of the first step, and nothing else does."""
+
+    class Tokenizer:
+        def __init__(self, codes: int) -> None:
+            self.codes = codes
+
+        def __call__(self, clips: torch.Tensor) -> torch.Tensor:
+            return clips[:, 0, ::2, ::8, ::8].flatten(1).long() % self.codes
+
+    np.save(tmp_path / "upper.npy", np.arange(4)[:, None] < np.full(4, 2))
+    Image.fromarray(np.array([[255, 0]], np.uint8)).save(tmp_path / "left.png")
+    losses = {
+        repr(options): fingerprint(**options)["loss"]
+        for options in (
+            {},
+            *({"mask": kind} for kind in ("space", "time", "block", "motion")),
+            {"mask": random_walls}, {"mask": tmp_path / "upper.npy"}, {"mask": tmp_path / "left.png"},
+            {"mask": np.arange(64) < 50}, {"mask": "test_every_option:random_walls"},
+            {"target": "hog"}, {"target": "pixels"}, {"target": "normalized_pixels_per_channel"},
+            {"target": "tokens", "tokenizer": Tokenizer(5)}, {"target": "tokens", "tokenizer": Tokenizer(6)},
+            {"target": "teacher", "teacher": "self", "ema": 0.9},
+            {"decode": "random"}, {"decode": "running_cell"}, {"decode": "random", "decode_share": 0.3},
+            {"mask_tokens_in_encoder": True}, {"decoder": "cross_attention"},
+            {"mask_tokens_in_encoder": True, "decoder": "linear"},
+        )
+    }  # fmt: skip
+    assert losses[repr({"mask": random_walls})] == losses.pop(repr({"mask": "test_every_option:random_walls"}))
+    assert len(set(losses.values())) == len(losses), losses
 
 
 @pytest.mark.slow

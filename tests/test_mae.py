@@ -39,11 +39,22 @@ VARIANTS = {
     "mask tokens in the encoder": {"mask_tokens_in_encoder": True},
     "mask tokens, class token of the encoder": {"mask_tokens_in_encoder": True, "decoder_class_token": "encoder"},
     "mask tokens, no class token": {"mask_tokens_in_encoder": True, "class_token": False},
+    "linear head": {"mask_tokens_in_encoder": True, "decoder": "linear"},
+    "cross-attention": {"decoder": "cross_attention"},
+    "cross-attention, no class token, half": {
+        "decoder": "cross_attention", "class_token": False, "decode": "random", "decode_share": 0.5,
+    },
+    "running cell": {"decode": "running_cell", "decode_share": 0.3},
+    "mask tokens, random share": {"mask_tokens_in_encoder": True, "decode": "random", "decode_share": 0.7},
+    "linear head, random share": {"mask_tokens_in_encoder": True, "decoder": "linear", "decode": "random"},
+    "tubes": {"mask": "space"},
+    "whole time steps": {"mask": "time"},
+    "boxes": {"mask": "block"},
     "one channel": {"channels": 1},
     "five channels, linspace": {"channels": 5, "predict_frames": "linspace"},
     "flat patches": {"patch": (1, 8, 8)},
     "odd patches": {"patch": (4, 4, 6), "shape": (8, 12, 18), "predict_frames": "all"},
-}
+}  # fmt: skip
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 
 
@@ -56,12 +67,12 @@ def check_against_slow(model: MaskedAutoencoder, clip: torch.Tensor) -> None:
     floats = normalised(clip, config)
     out = model(torch.from_numpy(floats), keys=torch.arange(len(clip)))
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    hidden = out.hidden.numpy()
+    hidden, decoded = out.hidden.numpy(), out.decoded.numpy()
     patches, targets = references.patchify(floats, config.encoder.clip.patch), references.targets(floats, config)
     errors = []
     for b in range(len(clip)):
-        slow = references.autoencode(weights, patches[b], hidden[b], config)
-        target = targets[b][hidden[b]]
+        slow = references.autoencode(weights, patches[b], hidden[b], config, decoded[b])
+        target = targets[b][decoded[b]]
         np.testing.assert_allclose(out.latent[b].detach().numpy(), slow["latent"], atol=1e-9)
         np.testing.assert_allclose(out.prediction[b].detach().numpy(), slow["prediction"], atol=1e-9)
         np.testing.assert_allclose(out.target[b].numpy(), target, atol=1e-9)

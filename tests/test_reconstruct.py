@@ -100,6 +100,18 @@ def test_higher_ratios_leave_a_part_of_the_same_tokens_visible() -> None:
     assert fewer.float().mean() == pytest.approx(58 / 64)
 
 
+def test_tokens_are_hidden_as_in_training() -> None:
+    """Tubes for a model of tubes; all hidden tokens are painted, also where training decoded a share of them."""
+    model = small_model(mask="space", decode="running_cell", decode_share=0.5)
+    clip = torch.randint(0, 256, (1, 3, 8, 32, 32), dtype=torch.uint8)
+    painting = repaint(model, clip, torch.tensor([7]), 0.75, "visible")
+    assert torch.equal(painting.hidden, painting.hidden[:, :, :1].expand_as(painting.hidden))
+    assert painting.hidden.float().mean() == 0.75
+    own = small_model(mask="own")  # nobody has the mask any more: tokens are hidden at random
+    hidden = repaint(own, clip, torch.tensor([7]), 0.75, "visible").hidden
+    assert torch.equal(hidden, repaint(small_model(), clip, torch.tensor([7]), 0.75, "visible").hidden)
+
+
 def test_the_clip_starts_where_it_should(run: Path, tmp_path: Path) -> None:
     video = write_clock(tmp_path / "clock.mp4", seconds=4.0)
     early, late = (

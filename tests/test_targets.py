@@ -8,10 +8,13 @@ import references
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from tiny import changed, random_clip, tiny, tiny_config
 
+from stmae.errors import UserError
+from stmae.model.paint import paint
 from stmae.model.patches import Normalizer, patchify
-from stmae.model.targets import patch_statistics, pixel_targets, standardize, target_frames
+from stmae.model.targets import Scene, patch_statistics, standardize, target_frames, targets
 
 
 @given(rows=st.integers(1, 4), width=st.integers(2, 60), scale=st.floats(1e-4, 100), seed=st.integers(0, 999))
@@ -38,6 +41,11 @@ def test_frames_of_the_references():
     assert linspace == [0, 2, 4, 6, 8, 10, 12, 15]
     assert target_frames(tiny_config(predict_frames="strided"), 16) == [0, 2, 4, 6, 8, 10, 12, 14]
     assert target_frames(tiny_config(predict_frames="all"), 16) == list(range(16))
+
+
+def test_frames_are_known_where_the_device_holds_no_numbers():
+    with torch.device("meta"):
+        assert target_frames(tiny_config(predict_frames="linspace"), 8) == [0, 2, 4, 7]
 
 
 @pytest.mark.parametrize("kind", ["strided", "linspace", "all"])
@@ -70,7 +78,7 @@ def test_pixel_targets_are_the_slow_ones(grid, patch, channels, frames, kind, se
     N = config.encoder.clip.tokens
     ids = np.stack([np.sort(np.random.default_rng(seed + b).permutation(N)[: max(N // 2, 1)]) for b in range(2)])
     normalize = Normalizer(config.encoder.clip)
-    got = pixel_targets(clip, patchify(clip, patch), torch.from_numpy(ids), config, normalize)
+    got = targets(Scene(clip, patchify(clip, patch), torch.from_numpy(ids), config, normalize))
     slow = references.targets(references.normalise(clip.numpy(), (0.45,), (0.225,)), config)
     expected = np.stack([slow[b, ids[b]] for b in range(2)])
     assert got.dtype == torch.float32
@@ -107,7 +115,79 @@ def test_targets_do_not_depend_on_the_frames_that_are_not_predicted():
     ids, normalize = torch.arange(24).expand(2, -1), Normalizer(config.encoder.clip)
 
     def target(video, **changes):
-        return pixel_targets(video, patchify(video, (2, 8, 8)), ids, changed(config, **changes), normalize)
+        return targets(Scene(video, patchify(video, (2, 8, 8)), ids, changed(config, **changes), normalize))
 
     assert torch.equal(target(clip), target(other))
     assert not torch.equal(target(clip, predict_frames="all"), target(other, predict_frames="all"))
+
+
+# HOG, codes, features -------------------------------------------------------------------------------------------------
+
+
+def scene(config, clip, ids=None, given=None):
+    every = torch.arange(config.encoder.clip.tokens).expand(len(clip), -1) if ids is None else ids
+    return Scene(clip, patchify(clip, config.encoder.clip.patch), every, config, Normalizer(config.encoder.clip), given)
+
+
+def test_hog_is_the_references(shared):
+    with safe_open(str(shared / "parity" / "hog_default.safetensors"), framework="pt") as file:
+        clip, expected = file.get_tensor("input"), file.get_tensor("target")
+    config = tiny_config(shape=(4, 64, 64), patch=(2, 16, 16), target="hog")
+    got = targets(scene(config, clip))
+    assert got.shape == expected.shape == (2, 32, 108)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", ["strided", "linspace", "all"])
+def test_hog_is_the_slow_one(frames):
+    config = tiny_config(shape=(4, 16, 24), patch=(2, 16, 8), channels=2, target="hog", predict_frames=frames)
+    clip = random_clip(config)
+    slow = references.targets(clip.numpy().astype(float), config)
+    ids = torch.tensor([[0, 4, 5], [1, 2, 3]])
+    got = targets(scene(config, clip, ids))
+    assert got.shape == (2, 3, config.target_values)
+    np.testing.assert_allclose(got.numpy(), np.stack([slow[b, ids[b]] for b in range(2)]), atol=1e-4)
+
+
+def test_hog_of_a_flat_picture_is_zero_and_not_nan():
+    config = tiny_config(target="hog")
+    assert torch.equal(
+        targets(scene(config, torch.full((1, 3, 8, 16, 24), 93, dtype=torch.uint8))), torch.zeros(1, 24, 27)
+    )
+
+
+def test_codes_are_scored_by_cross_entropy():
+    model = tiny(target="tokens", given_values=7)
+    clip, keys = random_clip(model.config), torch.tensor([1, 2])
+    given = torch.randint(0, 7, (2, 24))
+    out = model(clip, keys=keys, given=given)
+    assert torch.equal(out.target, given.gather(1, out.hidden_ids))
+    p = out.prediction.detach().numpy()
+    chosen = np.take_along_axis(p, out.target[..., None].numpy(), axis=2)[..., 0]
+    assert out.loss.item() == pytest.approx((np.log(np.exp(p).sum(axis=2)) - chosen).mean(), rel=1e-5)
+    out.loss.backward()
+    assert model.decoder.head.weight.grad.abs().sum() > 0
+
+
+def test_features_of_a_teacher_are_standardised_each():
+    model = tiny(target="teacher", given_values=5)
+    clip, keys = random_clip(model.config), torch.tensor([1, 2])
+    given = torch.randn(2, 24, 5) * 3 + 1
+    out = model(clip, keys=keys, given=given)
+    slow = references.standardise(given.numpy())
+    np.testing.assert_allclose(out.target.numpy(), [slow[b, out.hidden_ids[b]] for b in range(2)], atol=1e-5)
+    assert out.prediction.shape == (2, 18, 5)
+
+
+@pytest.mark.parametrize("kind, wrong", [("tokens", torch.zeros(2, 23, dtype=torch.int64)), ("teacher", None)])
+def test_what_has_to_come_from_outside_is_asked_for(kind, wrong):
+    model = tiny(target=kind, given_values=5)
+    with pytest.raises(UserError, match="tokenizer" if kind == "tokens" else "teacher"):
+        model(random_clip(model.config), keys=torch.tensor([1, 2]), given=wrong)
+
+
+def test_what_is_no_picture_is_not_painted():
+    model = tiny(target="hog")
+    clip = random_clip(model.config)
+    with pytest.raises(UserError, match="hog"):
+        paint(model, clip, model(clip, keys=torch.tensor([1, 2])))

@@ -26,6 +26,7 @@ def tiny_config(
     decoder_class_token: str | None = None,
     positions: str = "separable",
     position_values: str = "learned",
+    decoder: Any = "self_attention",
     **options: Any,
 ) -> MaeConfig:
     """24 tokens of 16 numbers unless told otherwise; the decoder has another width and other heads."""
@@ -34,9 +35,10 @@ def tiny_config(
     shared: dict[str, Any] = {"positions": positions, "position_values": position_values}
     blocks = BlocksConfig(width=width, depth=depth, heads=heads, mlp_width=3 * width)
     own: Any = decoder_class_token or ("own" if class_token else "none")
+    small = BlocksConfig(width=24, depth=2, heads=3, mlp_width=48)
     return MaeConfig(
         encoder=EncoderConfig(clip=clip, blocks=blocks, class_token=class_token, **shared),
-        decoder=DecoderConfig(blocks=BlocksConfig(width=24, depth=2, heads=3, mlp_width=48), class_token=own, **shared),
+        decoder=DecoderConfig(kind=decoder, blocks=small, class_token=own, **shared),
         **{"mask_ratio": 0.75, **options},
     )
 

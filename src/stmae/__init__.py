@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stmae.tasks.probe import probe as probe
     from stmae.tasks.push import push as push
     from stmae.tasks.reconstruct import reconstruct as reconstruct
+    from stmae.tasks.tokenizer import tokenizer as tokenizer
 
     __version__: str
 
@@ -58,6 +59,7 @@ _HOME = {
     "push": "stmae.tasks.push",
     "reconstruct": "stmae.tasks.reconstruct",
     "save_reference": "stmae.interop",
+    "tokenizer": "stmae.tasks.tokenizer",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "push",
     "reconstruct",
     "save_reference",
+    "tokenizer",
 ]
 
 

@@ -41,6 +41,7 @@ from stmae.tasks.probe_options import ProbeOptions
 from stmae.tasks.push_options import PushOptions
 from stmae.tasks.reconstruct_options import ReconstructOptions
 from stmae.tasks.task import bind, field_docs
+from stmae.tasks.tokenizer_options import TokenizerOptions
 from stmae.tasks.values import from_text, plain
 
 COMMANDS: dict[str, tuple[type[Options], str]] = {
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "check": (CheckOptions, "stmae.tasks.check:check"),
     "pack": (PackOptions, "stmae.tasks.pack:pack"),
     "plan": (PlanOptions, "stmae.tasks.plan:plan"),
+    "tokenizer": (TokenizerOptions, "stmae.tasks.tokenizer:tokenizer"),
     "reconstruct": (ReconstructOptions, "stmae.tasks.reconstruct:reconstruct"),
     "embed": (EmbedOptions, "stmae.tasks.embed:embed"),
     "knn": (KnnOptions, "stmae.tasks.knn:knn"),

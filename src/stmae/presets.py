@@ -70,4 +70,73 @@ def demo(facts: Facts) -> dict[str, Any]:
     }
 
 
-PRESETS: dict[str, Preset] = {"auto": auto, "paper": paper, "small": small, "demo": demo}
+# Other papers' recipes, as far as what is known of them can be said with this package's options. Sizes, clips and lr
+# are the paper's unless named; docs/choices.md says what each takes from where, and where it differs.
+
+
+def mae_st(facts: Facts) -> dict[str, Any]:
+    """The paper's recipe as its released code has it: 16 decoder heads, and its own choice of the frames predicted."""
+    return {"decoder_heads": 16, "predict_frames": "linspace"}
+
+
+def videomae(facts: Facts) -> dict[str, Any]:
+    """VideoMAE: tubes, both frames, each colour normalised, fixed sine-cosine positions, no class token."""
+    return {
+        "mask": "space",
+        "target": "normalized_pixels_per_channel",
+        "predict_frames": "all",
+        "positions": "joint",
+        "position_values": "sincos",
+        "class_token": False,
+        "decoder_width": 384,
+        "decoder_heads": 6,
+        "repeats": 1,
+    }
+
+
+def videomae_v2(facts: Facts) -> dict[str, Any]:
+    """VideoMAE v2: VideoMAE with half of the hidden tokens decoded, by running cells."""
+    return videomae(facts) | {"decode": "running_cell", "decode_share": 0.5}
+
+
+def maskfeat(facts: Facts) -> dict[str, Any]:
+    """MaskFeat's way on a plain ViT: HOG of boxes, from mask tokens in the encoder, by a linear layer."""
+    return {
+        "mask": "block",
+        "mask_ratio": 0.4,
+        "target": "hog",
+        "mask_tokens_in_encoder": True,
+        "decoder": "linear",
+        "epochs": 300.0,
+        "warmup": 10.0,
+        "repeats": 1,
+    }
+
+
+def bevt(facts: Facts) -> dict[str, Any]:
+    """BEVT's style: tokens of a tokenizer (needs --tokenizer), from mask tokens in the encoder, by a linear layer."""
+    return {"mask": "block", "mask_ratio": 0.4, "target": "tokens", "mask_tokens_in_encoder": True, "decoder": "linear"}
+
+
+def image_mae(facts: Facts) -> dict[str, Any]:
+    """Image MAE: single frames, 75 % hidden, a decoder of 8 blocks; takes images, or frames of videos."""
+    return {
+        "frames": 1,
+        "patch": (1, 16, 16),
+        "mask_ratio": 0.75,
+        "position_values": "sincos",
+        "decoder_depth": 8,
+        "decoder_heads": 16,
+        "repeats": 1,
+    }
+
+
+def crossmae(facts: Facts) -> dict[str, Any]:
+    """CrossMAE: a decoder that looks from hidden tokens to visible ones alone, and predicts a share of them."""
+    return {"decoder": "cross_attention", "decode": "random", "decode_share": 0.25}
+
+
+PRESETS: dict[str, Preset] = {
+    preset.__name__: preset
+    for preset in (auto, paper, small, demo, mae_st, videomae, videomae_v2, maskfeat, bevt, image_mae, crossmae)
+}

@@ -86,7 +86,16 @@ def not_kept(config: Config, state: Mapping[str, Tensor], family: Family) -> lis
     if isinstance(config, MaeConfig):
         options |= {"decoder_num_heads": config.decoder.blocks.heads, "norm_pix_loss": config.target != "pixels"}
     theirs = dict(_flat(as_dict(read_config(state, dataclasses.replace(family, options={}), options))))
-    own = ("mask_ratio", "visible_count", "predict_frames", "encoder.clip.mean", "encoder.clip.std")
+    own = (
+        "mask",
+        "mask_ratio",
+        "decode",
+        "decode_share",
+        "visible_count",
+        "predict_frames",
+        "encoder.clip.mean",
+        "encoder.clip.std",
+    )
     return [
         f"{name}: {value} here, {theirs.get(name)} there"
         for name, value in _flat(as_dict(config))

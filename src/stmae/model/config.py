@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -18,9 +18,24 @@ from ..errors import Problems, UserError, unknown
 PositionLayout = Literal["separable", "joint"]
 PositionValues = Literal["learned", "learned_from_sincos", "sincos"]
 PredictFrames = Literal["strided", "linspace", "all"]
-TargetKind = Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels"]
+TargetKind = Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels", "hog", "tokens", "teacher"]
+MaskKind = Literal["agnostic", "space", "time", "block", "motion", "own"]
+DecodeKind = Literal["all", "random", "running_cell"]
+DecoderKind = Literal["self_attention", "cross_attention", "linear"]
 Problem = Literal["single", "multi", "regression"]
 Grid = tuple[int, int, int]  # tokens over time, rows, columns
+
+HOG_CELL, HOG_BINS = 8, 9  # pixels of a cell's side, orientations (MaskFeat)
+
+# What a mask is drawn over: tokens, the cells of one frame, time steps. Each hides N / units tokens.
+MASK_UNITS: dict[MaskKind, Callable[[Grid], int]] = {
+    "agnostic": lambda grid: math.prod(grid),
+    "space": lambda grid: grid[1] * grid[2],
+    "time": lambda grid: grid[0],
+    "block": lambda grid: math.prod(grid),
+    "motion": lambda grid: math.prod(grid),
+    "own": lambda grid: math.prod(grid),
+}
 
 
 def _check_choices(config: object, problems: Problems) -> None:
@@ -137,12 +152,15 @@ class EncoderConfig:
 class DecoderConfig:
     """The small ViT that paints back.
 
+    `kind`: attention over all tokens (the paper), from hidden tokens to visible ones alone (CrossMAE), or no decoder
+    but a linear layer on what the encoder makes of its mask tokens (MaskFeat), for which nothing else here counts.
     `class_token`: "own" is a token of the decoder's own (mae_st), "encoder" hands on the encoder's (PySlowFast).
     `embed_bias`: whether the layer from the encoder's width to the decoder's has a bias; VideoMAE's has none.
     `norm_eps`: of the norm after the last block, where it is not the blocks'.
     """
 
     blocks: BlocksConfig
+    kind: DecoderKind = "self_attention"
     positions: PositionLayout = "separable"
     position_values: PositionValues = "learned"
     class_token: Literal["own", "encoder", "none"] = "own"
@@ -159,16 +177,24 @@ class DecoderConfig:
 class MaeConfig:
     """A masked autoencoder: encoder, decoder, how much is hidden, what is predicted.
 
+    `mask`: the kinds of `model/masking.py`; "own" is a function of the user's.
     `visible_count`: "exact" keeps floor(N (1 - ratio)) tokens; "float" is the references' integer part of the
     floating-point product, which is one less where the product should be whole (15 of 160 at 0.9).
+    `decode`, `decode_share`: which hidden tokens training predicts, and what share of them.
+    `given_values`: for targets that come from outside, what there is of them: the tokenizer's codes, or the width of
+    the teacher.
     """
 
     encoder: EncoderConfig
     decoder: DecoderConfig
+    mask: MaskKind = "agnostic"
     mask_ratio: float = 0.9
     visible_count: Literal["exact", "float"] = "exact"
+    decode: DecodeKind = "all"
+    decode_share: float = 0.5
     target: TargetKind = "normalized_pixels"
     predict_frames: PredictFrames = "strided"
+    given_values: int = 0
     mask_tokens_in_encoder: bool = False
 
     def __post_init__(self) -> None:
@@ -181,11 +207,46 @@ class MaeConfig:
         )
         problems.check(self.encoder.clip.tokens > 1, "the clip has a single token.", "Choose a smaller patch.")
         problems.check(
+            self.encoder.clip.tokens == 1 or self.mask not in MASK_UNITS or self.mask_units(self.encoder.clip.grid) > 1,
+            f'mask "{self.mask}" has a single unit to draw in a grid of {self.encoder.clip.grid}.',
+            "Choose another mask, or a smaller patch.",
+        )
+        problems.check(
+            0 < self.decode_share <= 1,
+            f"decode share {self.decode_share} is not above 0 and at most 1.",
+            "Choose such as 0.5.",
+        )
+        problems.check(
             self.decoder.class_token != "encoder" or self.encoder.class_token,
             'the decoder takes the class token from an encoder that has none (decoder class_token "encoder").',
             'Give the encoder a class token, or the decoder "own" or "none".',
         )
+        problems.check(
+            self.decoder.kind != "linear" or self.mask_tokens_in_encoder,
+            "a linear decoder has nothing to predict from unless the encoder sees mask tokens.",
+            "Set mask_tokens_in_encoder too.",
+        )
+        problems.check(
+            self.decoder.kind != "cross_attention" or not self.mask_tokens_in_encoder,
+            "cross_attention goes from mask tokens of the decoder to visible tokens: the encoder is to see no others.",
+            "Leave mask_tokens_in_encoder out, or choose another decoder.",
+        )
+        problems.check(
+            self.target not in ("tokens", "teacher") or self.given_values >= 1,
+            f'target "{self.target}" comes from outside, and how many values it has is not said (given_values).',
+            "Give the tokenizer's number of codes, or the teacher's width.",
+        )
+        sides = [side for side in self.encoder.clip.patch[1:] if side % HOG_CELL]
+        problems.check(
+            self.target != "hog" or not sides,
+            f"HOG is taken over cells of {HOG_CELL} x {HOG_CELL} pixels, which do not divide patches of {sides}.",
+            f"Choose a patch whose sides are multiples of {HOG_CELL}.",
+        )
         problems.raise_any()
+
+    def mask_units(self, grid: Grid) -> int:
+        """How many units there are to draw: tokens, cells of a frame, time steps."""
+        return MASK_UNITS[self.mask](grid)
 
     @property
     def target_frames(self) -> int:
@@ -194,9 +255,13 @@ class MaeConfig:
 
     @property
     def target_values(self) -> int:
-        """P: values predicted per token."""
-        pt = self.encoder.clip.patch[0]
-        return self.encoder.clip.patch_values // pt * self.target_frames
+        """P: values predicted per token; for tokens, scores of that many codes."""
+        clip = self.encoder.clip
+        _, ph, pw = clip.patch
+        if self.target in ("tokens", "teacher"):
+            return self.given_values
+        each = HOG_BINS * (ph // HOG_CELL) * (pw // HOG_CELL) if self.target == "hog" else ph * pw
+        return self.target_frames * clip.channels * each
 
 
 @dataclass(frozen=True, kw_only=True)

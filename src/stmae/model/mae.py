@@ -10,23 +10,24 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .config import Grid, MaeConfig
-from .decoder import Decoder
+from .decoder import DECODERS
 from .encoder import VideoViT
-from .masking import agnostic, counted, key_noise, require, split_tokens, visible_count
-from .targets import pixel_targets
+from .masking import OwnMask, decoded_rows, draw_mask, random_keys, require
+from .targets import Scene, compare, targets
 
 
 @dataclass
 class MaeOutput:
-    """What one pass gives, for N = V + M tokens. Ids ascend; rows go with `visible` or with `hidden_ids`."""
+    """What one pass gives, for N = V + M tokens. Ids ascend; rows go with `visible` or with `decoded`."""
 
-    loss: Tensor  # (): mean squared error over the hidden tokens, in float32
+    loss: Tensor  # (): mean squared error (for codes, cross-entropy) over the decoded tokens, in float32
     latent: Tensor  # (B, V, D): the visible tokens after the encoder's norm, without the class token
-    prediction: Tensor  # (B, M, P)
-    target: Tensor  # (B, M, P) float32
+    prediction: Tensor  # (B, K, P)
+    target: Tensor  # (B, K, P) float32; for codes (B, K) int64
     hidden: Tensor  # (B, N) bool, True = hidden
     visible: Tensor  # (B, V)
     hidden_ids: Tensor  # (B, M)
+    decoded: Tensor  # (B, K): the hidden tokens that were predicted; all M of them unless `decode` takes a share
 
 
 class MaskedAutoencoder(nn.Module):
@@ -38,13 +39,13 @@ class MaskedAutoencoder(nn.Module):
                        └─ hidden 90 % ── target ───────────────────────────────┘
     """
 
-    def __init__(self, config: MaeConfig) -> None:
+    def __init__(self, config: MaeConfig, *, own_mask: OwnMask | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.own_mask = config, own_mask
         self.encoder = VideoViT(config.encoder)
         width = config.encoder.blocks.width
         self.encoder_mask_token = nn.Parameter(torch.empty(1, width)) if config.mask_tokens_in_encoder else None
-        self.decoder = Decoder(config)
+        self.decoder = DECODERS[config.decoder.kind](config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -52,48 +53,49 @@ class MaskedAutoencoder(nn.Module):
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 
     def forward(
-        self, clip: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None, hidden: Tensor | None = None
+        self,
+        clip: Tensor,
+        *,
+        keys: Tensor | None = None,
+        noise: Tensor | None = None,
+        hidden: Tensor | None = None,
+        given: Tensor | None = None,
+        decode_all: bool = False,
     ) -> MaeOutput:
         """Hides, encodes, predicts, compares.
 
         Args:
             clip: (B, C, T, H, W); uint8, or float already normalised.
-            keys: (B,) int64, one per clip: the mask follows from it.
-            noise: (B, N): the tokens with the smallest values stay visible.
+            keys: (B,) int64, one per clip: the mask follows from it, and what is decoded.
+            noise: (B, N): the tokens with the smallest values stay visible, whatever the kind of mask.
             hidden: (B, N) bool: the mask itself. With none of the three it is drawn at random.
+            given: for targets from outside, a tokenizer's codes (B, N) or a teacher's features (B, N, P).
+            decode_all: predict every hidden token, also where training takes a share.
 
         Raises:
             UserError: more than one of the three, or one that does not go with the clips; a clip that does not fit.
         """
+        if sum(way is not None for way in (keys, noise, hidden)) > 1:
+            raise UserError("a mask follows from keys, noise or hidden, and several were given.", "Give one of them.")
         patches, grid = self.encoder.cut(clip)
-        hidden, visible, hidden_ids = self.mask(len(clip), patches.shape[1], clip.device, keys, noise, hidden)
+        keys = random_keys(len(clip), clip.device) if keys is None else keys
+        require("the tensor of keys", keys, (len(clip),), torch.int64)
+        hidden, visible, hidden_ids = draw_mask(self.config, grid, patches, keys, noise, hidden, self.own_mask)
+        rows = None if decode_all else decoded_rows(self.config, keys, hidden_ids, grid)
+        decoded = hidden_ids if rows is None else hidden_ids.gather(1, rows)
+
         tokens = self.encoder.embed(patches, grid, visible)
         if self.encoder_mask_token is not None:
             tokens = torch.cat([tokens, self.mask_tokens(self.encoder_mask_token, hidden_ids, grid)], dim=1)
         class_latent, latent = self.split_class(self.encoder.norm(self.encoder.encode(tokens)))
-        prediction = self.decoder(latent, class_latent, visible, hidden_ids, grid)
-        target = pixel_targets(clip, patches, hidden_ids, self.config, self.encoder.normalize)
-        loss = F.mse_loss(prediction.to(target.dtype), target)
-        return MaeOutput(loss, latent[:, : visible.shape[1]], prediction, target, hidden, visible, hidden_ids)
+        seen = latent[:, : visible.shape[1]]
+        if self.encoder_mask_token is not None:
+            tail = latent[:, visible.shape[1] :]
+            latent = torch.cat([seen, tail if rows is None else tail.take_along_dim(rows[..., None], dim=1)], dim=1)
+        prediction = self.decoder(latent, class_latent, visible, decoded, grid)
 
-    def mask(
-        self, B: int, N: int, device: torch.device, keys: Tensor | None, noise: Tensor | None, hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`hidden` (B, N), `visible` (B, V), `hidden_ids` (B, M)."""
-        if sum(given is not None for given in (keys, noise, hidden)) > 1:
-            raise UserError("a mask follows from keys, noise or hidden, and several were given.", "Give one of them.")
-        if hidden is not None:
-            require("the mask", hidden, (B, N), torch.bool)
-            return hidden, *split_tokens(hidden, counted(hidden))
-        if keys is not None:
-            require("the tensor of keys", keys, (B,), torch.int64)
-            noise = key_noise(keys, N)
-        elif noise is None:
-            noise = torch.rand(B, N, device=device)
-        require("the noise", noise, (B, N))
-        count = visible_count(N, self.config.mask_ratio, self.config.visible_count)
-        hidden = agnostic(noise, count)
-        return hidden, *split_tokens(hidden, count)
+        target = targets(Scene(clip, patches, decoded, self.config, self.encoder.normalize, given))
+        return MaeOutput(compare(prediction, target), seen, prediction, target, hidden, visible, hidden_ids, decoded)
 
     def mask_tokens(self, token: Tensor, hidden_ids: Tensor, grid: Grid) -> Tensor:
         """Mask tokens with the positions of the hidden patches: (B, M, D), for an encoder that sees them."""

@@ -20,10 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .config import Grid
 from .mae import MaeOutput, MaskedAutoencoder
 from .patches import patchify, take, unpatchify
-from .targets import channel_statistics, patch_statistics, target_frames
+from .targets import PAINTED, channel_statistics, patch_statistics, target_frames
 
 Statistics = Literal["visible", "true"]
 
@@ -71,7 +72,12 @@ def paint(model: MaskedAutoencoder, clip: Tensor, output: MaeOutput, *, statisti
         output: what the model gave for it.
         statistics: for normalised targets, un-normalise with visible neighbours' statistics, or with the hidden
             patch's own (a leak).
+
+    Raises:
+        UserError: the model predicts something else than pixels.
     """
+    require_pixels(model)
+    assert output.decoded.shape == output.hidden_ids.shape, "give decode_all=True"
     config, normalizer = model.config, model.encoder.normalize
     frames = target_frames(config, clip.shape[2])
     shown = clip[:, :, frames]
@@ -116,6 +122,15 @@ def paint(model: MaskedAutoencoder, clip: Tensor, output: MaeOutput, *, statisti
         hidden=hidden,
         statistics=None if config.target == "pixels" else statistics,
     )
+
+
+def require_pixels(model: MaskedAutoencoder) -> None:
+    """Raises `UserError` for a model whose predictions are no pictures."""
+    if model.config.target not in PAINTED:
+        raise UserError(
+            f'the model predicts "{model.config.target}", which is no picture.',
+            f"Only models with target {', '.join(PAINTED)} paint.",
+        )
 
 
 def visible_statistics(

@@ -8,9 +8,12 @@ from ..errors import unknown
 from .config import (
     BlocksConfig,
     ClipConfig,
+    DecodeKind,
     DecoderConfig,
+    DecoderKind,
     EncoderConfig,
     MaeConfig,
+    MaskKind,
     PositionLayout,
     PositionValues,
     PredictFrames,
@@ -67,8 +70,10 @@ def mae_config(
     patch: tuple[int, int, int] = (2, 16, 16),
     mean: tuple[float, ...] = (0.45,),
     std: tuple[float, ...] = (0.225,),
+    mask: MaskKind = "agnostic",
     mask_ratio: float = 0.9,
     target: TargetKind = "normalized_pixels",
+    given_values: int = 0,
     predict_frames: PredictFrames = "strided",
     positions: PositionLayout = "separable",
     position_values: PositionValues = "learned",
@@ -76,6 +81,9 @@ def mae_config(
     decoder_position_values: PositionValues | None = None,
     class_token: bool = True,
     mask_tokens_in_encoder: bool = False,
+    decoder: DecoderKind = "self_attention",
+    decode: DecodeKind = "all",
+    decode_share: float = 0.5,
     decoder_width: int = 512,
     decoder_depth: int = 4,
     decoder_heads: int = 8,
@@ -98,7 +106,8 @@ def mae_config(
         position_values=position_values,
         class_token=class_token,
     )
-    decoder = DecoderConfig(
+    painter = DecoderConfig(
+        kind=decoder,
         blocks=_vit(decoder_width, decoder_depth, decoder_heads),
         positions=decoder_positions or positions,
         position_values=decoder_position_values or position_values,
@@ -106,9 +115,13 @@ def mae_config(
     )
     return MaeConfig(
         encoder=encoder,
-        decoder=decoder,
+        decoder=painter,
+        mask=mask,
         mask_ratio=mask_ratio,
+        decode=decode,
+        decode_share=decode_share,
         target=target,
+        given_values=given_values,
         predict_frames=predict_frames,
         mask_tokens_in_encoder=mask_tokens_in_encoder,
     )

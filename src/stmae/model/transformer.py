@@ -106,3 +106,38 @@ class Block(nn.Module):
 def blocks(config: BlocksConfig) -> nn.ModuleList:
     """`config.depth` blocks."""
     return nn.ModuleList(Block(config) for _ in range(config.depth))
+
+
+class CrossAttention(nn.Module):
+    """Softmax attention from one set of tokens to another."""
+
+    def __init__(self, config: BlocksConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q = Linear(config.width, config.width, bias=config.qkv_bias)
+        self.kv = Linear(config.width, 2 * config.width, bias=config.qkv_bias, parts=2)
+        self.proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """(B, L, D), looking at `memory` (B, K, D), to (B, L, D)."""
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(memory).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class CrossBlock(nn.Module):
+    """x + attention(norm1(x), norm_memory(memory)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: BlocksConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.width, eps=config.norm_eps)
+        self.norm_memory = LayerNorm(config.width, eps=config.norm_eps)
+        self.attn = CrossAttention(config)
+        self.norm2 = LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """(B, L, D) and memory (B, K, D) to (B, L, D)."""
+        x = x + self.attn(self.norm1(x), self.norm_memory(memory))
+        return x + self.mlp(self.norm2(x))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stmae.data.opening import paths_of
@@ -27,6 +27,7 @@ from stmae.model.config import MaeConfig
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.patches import Positions
 from stmae.model.sizes import mae_config
+from stmae.tasks.choices import mask_kind
 from stmae.tasks.options import ModelOptions, OptimizerOptions, Parallel
 from stmae.tasks.values import named_numbers
 
@@ -240,21 +241,28 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(before) else depth + 1
 
 
-def model_config(options: ModelOptions, *, frames: int, image_size: int | tuple[int, int], channels: int) -> MaeConfig:
-    """The configuration that the model options describe."""
+def model_config(
+    options: ModelOptions, *, frames: int, image_size: int | tuple[int, int], channels: int, given_values: int = 0
+) -> MaeConfig:
+    """The configuration that the model options describe; `given_values` as in `MaeConfig`."""
     return mae_config(
         options.model,
         frames=frames,
         image_size=image_size,
         channels=channels,
         patch=options.patch,
+        mask=mask_kind(options.mask),
         mask_ratio=options.mask_ratio,
         target=options.target,
+        given_values=given_values,
         predict_frames=options.predict_frames,
         positions=options.positions,
         position_values=options.position_values,
         class_token=options.class_token,
         mask_tokens_in_encoder=options.mask_tokens_in_encoder,
+        decoder=options.decoder,
+        decode=options.decode,
+        decode_share=0.5 if options.decode_share is None else options.decode_share,
         decoder_width=options.decoder_width,
         decoder_depth=options.decoder_depth,
         decoder_heads=options.decoder_heads,
@@ -295,8 +303,19 @@ def training_flops(config: MaeConfig) -> int:
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, clip.channels, *clip.shape), noise=torch.empty(1, clip.tokens))
+            model(torch.empty(1, clip.channels, *clip.shape), **stand_ins(config, 1))
     return 3 * counter.get_total_flops()  # a backward pass costs two forward ones
+
+
+def stand_ins(config: MaeConfig, clips: int) -> dict[str, Tensor]:
+    """What a model takes beside clips, where only shapes count: its mask, and targets from outside."""
+    N = config.encoder.clip.tokens
+    mask = {"noise": torch.zeros(clips, N)} if config.mask == "own" else {"keys": torch.zeros(clips, dtype=torch.int64)}
+    given = {
+        "tokens": lambda: torch.zeros(clips, N, dtype=torch.int64),
+        "teacher": lambda: torch.zeros(clips, N, config.given_values),
+    }
+    return mask | ({"given": given[config.target]()} if config.target in given else {})
 
 
 def is_path(source: object) -> bool:

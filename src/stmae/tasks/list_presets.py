@@ -23,11 +23,13 @@ def list_presets(options: PresetsOptions) -> None:
         device = "cpu" if name == "small" else "cuda"
         values = preset(Facts(videos=1000, device=device))
         console.print(
-            Text.assemble((f"{name:<8}", "bold cyan"), " ", " ".join((preset.__doc__ or "").split())), soft_wrap=True
+            Text.assemble((f"{name:<11}", "bold cyan"), " ", " ".join((preset.__doc__ or "").split())), soft_wrap=True
         )
         for option, value in values.items():
             flag = "--" + option.replace("_", "-")
-            console.print(Text(f"         {flag} {_text(value)}  (default: {_text(defaults[option])})"), soft_wrap=True)
+            console.print(
+                Text(f"            {flag} {_text(value)}  (default: {_text(defaults[option])})"), soft_wrap=True
+            )
 
 
 def _text(value: object) -> str:

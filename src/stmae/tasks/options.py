@@ -59,6 +59,10 @@ AutoCount = Annotated[
 ]
 
 
+# From Python a mask may also be a function or an array.
+Mask = Annotated[Any, arg(constructor=str, metavar="KIND|FILE|FUNCTION", help_behavior_hint="(default: agnostic)")]
+
+
 class Options:
     """Base of all options: remembers which ones the caller gave, so that a preset fills in only the others."""
 
@@ -135,10 +139,20 @@ class ModelOptions(Options):
     """Size of the encoder: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant."""
     patch: tuple[int, int, int] = (2, 16, 16)
     """Size of a spacetime patch: frames, rows, columns."""
+    mask: Mask = "agnostic"
+    """What is hidden: agnostic (single tokens), space (tubes), time (whole time steps), block (boxes) or motion (what
+    moves); a .npy or .png whose nonzero places are hidden; or module:function, from keys and grid to a mask."""
     mask_ratio: float = 0.9
     """Share of the tokens that is hidden from the encoder, above 0 and below 1."""
-    target: Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels"] = "normalized_pixels"
-    """What is predicted: pixels normalised within each patch (or each colour of it: VideoMAE), or as they are."""
+    target: Literal["normalized_pixels", "normalized_pixels_per_channel", "pixels", "hog", "tokens", "teacher"] = (
+        "normalized_pixels"
+    )
+    """What is predicted: pixels normalised within each patch (or each colour of it: VideoMAE), or as they are; HOG; the
+    codes of a tokenizer; the features of a teacher."""
+    tokenizer: Annotated[Any, arg(constructor=str, metavar="FILE"), default("none")] = None
+    """For target tokens: file that `stmae tokenizer` wrote."""
+    teacher: Annotated[str | None, default("none")] = None
+    """For target teacher: run or file with the encoder that is imitated; self for the model's own average (see ema)."""
     predict_frames: Literal["strided", "linspace", "all"] = "strided"
     """Which frames of a patch are predicted: its first, mae_st's choice of one, or all."""
     positions: Literal["separable", "joint"] = "separable"
@@ -149,6 +163,14 @@ class ModelOptions(Options):
     """Give the encoder and decoder a class token."""
     mask_tokens_in_encoder: bool = False
     """Let the encoder see mask tokens in place of hidden patches (slow; the paper's baseline)."""
+    decoder: Literal["self_attention", "cross_attention", "linear"] = "self_attention"
+    """How hidden tokens are predicted: attention over all tokens, from hidden ones to visible ones alone (CrossMAE), or
+    a linear layer on the encoder's mask tokens (MaskFeat; without width, depth or heads)."""
+    decode: Literal["all", "random", "running_cell"] = "all"
+    """Which hidden tokens a step predicts: all, a random share, or a share that moves through cells of 2 x 2 tokens
+    (VideoMAE v2)."""
+    decode_share: Annotated[float | None, default("0.5, unless decode is all")] = None
+    """Share of the hidden tokens that a step predicts."""
     decoder_width: int = 512
     """Width of the decoder."""
     decoder_depth: int = 4

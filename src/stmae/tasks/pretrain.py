@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from stmae import pictures
 from stmae.data.clips import NOMINAL_FPS
+from stmae.data.jitter import colour_jitter
 from stmae.data.loader import Batch
 from stmae.engine.loop import StepResult
 from stmae.engine.precision import computing
 from stmae.model.mae import MaeOutput, MaskedAutoencoder
 from stmae.model.paint import paint
+from stmae.model.targets import PAINTED
 from stmae.tasks.monitor import Monitor
+from stmae.tasks.outside import open_given
 from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.pretrain_setup import PretrainSetup
 from stmae.tasks.task import task
@@ -50,19 +54,31 @@ class Pretraining(Training):
         if self.options.monitor is not None:
             self.monitor = Monitor(self.options.monitor, self.setup.fixed_clips, self.world, self.log.warning)
             self.log.message(f"monitor: {self.monitor.about}")
+        self.given = open_given(self.options, self.setup.config, self.model, self.ema, self.device)
 
     def step(self, batch: Batch) -> StepResult:
+        keys = batch.keys
         batch = batch.to(self.device)
-        output = self.wrapped(batch.clips, keys=batch.keys)
-        weight = torch.full((), output.hidden_ids.numel(), dtype=torch.float32, device=self.device)
-        target = output.target.detach()
-        numbers = {"target": target.mean() * weight, "target_square": target.square().mean() * weight}
+        if self.options.color_jitter:
+            batch = replace(batch, clips=colour_jitter(batch.clips, keys, self.options.color_jitter))
+        given = self.given.training(batch.clips) if self.given else None
+        output = self.wrapped(batch.clips, keys=batch.keys, given=given)
+        weight = torch.full((), output.decoded.numel(), dtype=torch.float32, device=self.device)
+        numbers = {name: number * weight for name, number in _numbers(output).items()}
         return StepResult(output.loss * weight, weight, clips=len(batch.clips), numbers=numbers)
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         values = dict(means)
-        values["explained"] = explained(values["loss"], values.pop("target"), values.pop("target_square"))
+        if "target" in values:
+            values["explained"] = explained(values["loss"], values.pop("target"), values.pop("target_square"))
         return values
+
+    def farewell(self) -> str:
+        lines = super().farewell().splitlines()
+        if self.options.target in PAINTED:
+            return "\n".join(lines)
+        lines[0] = f"done: the encoder is {self.run.encoder}. Next:"  # what it predicts is no picture
+        return "\n".join(line for line in lines if "stmae reconstruct" not in line)
 
     @torch.no_grad()
     def evaluate(self, step: int, limit: int | None = None) -> dict[str, float]:
@@ -77,26 +93,31 @@ class Pretraining(Training):
             return self.monitor.score(self.model.encoder, self.device, limit)
 
     def _score_held_out(self, limit: int | None) -> dict[str, float]:
-        """Loss and explained variance on the held-out videos: the same clips and the same masks every time."""
+        """Loss and explained variance, or share of right codes, on the held-out videos: the same clips and masks every
+        time."""
         if self.setup.held_out is None:
             return {}
         clips, keys = self.fixed_clips()
         count = len(clips) if limit is None else min(limit, len(clips))
-        sums = torch.zeros(3, device=self.device)
+        sums = dict[str, Tensor]()
         with self.judged_weights():
             for start in range(0, count, 8 * self.world.size):  # as often in each process: a model in parts needs all
                 at = start + 8 * self.world.rank
                 mine = slice(at, min(at + 8, count)) if at < count else slice(0, 1)
                 output = self._forward(clips[mine], keys[mine])
-                if at < count:
-                    target = output.target
-                    sums += torch.stack([output.loss, target.mean(), target.square().mean()]) * len(output.hidden)
-        loss, mean, square = (self.world.sum_(sums) / count).tolist()
-        return {"held_out_loss": loss, "held_out_explained": explained(loss, mean, square)}
+                share = len(output.hidden) if at < count else 0
+                for name, number in {"loss": output.loss, **_numbers(output)}.items():
+                    sums[name] = sums.get(name, torch.zeros_like(number)) + number * share
+        totals = (self.world.sum_(torch.stack([*sums.values()])) / count).tolist()
+        scores = self.summary(dict(zip(sums, totals, strict=True)))
+        return {f"held_out_{name}": score for name, score in scores.items()}
 
     @torch.no_grad()
     def pictures(self, step: int) -> dict[str, np.ndarray | bytes]:
-        """The same clips at every interval: original, masked, painted back; still and moving."""
+        """The same clips at every interval: original, masked, painted back; still and moving. None where something else
+        than pixels is predicted."""
+        if self.model.config.target not in PAINTED:
+            return {}
         every, all_keys = self.fixed_clips()
         spread = torch.linspace(0, len(every) - 1, min(PICTURE_CLIPS, len(every))).long()
         clips, keys = every[spread], all_keys[spread]
@@ -113,7 +134,17 @@ class Pretraining(Training):
 
     def _forward(self, clips: Tensor, keys: Tensor) -> MaeOutput:
         with computing(self.device, self.options.precision):
-            return cast(MaeOutput, self.model(clips.to(self.device), keys=keys.to(self.device)))
+            clips = clips.to(self.device)
+            given = self.given.judging(clips) if self.given else None
+            return cast(MaeOutput, self.model(clips, keys=keys.to(self.device), given=given, decode_all=True))
+
+
+def _numbers(output: MaeOutput) -> dict[str, Tensor]:
+    """What explained variance is worked out from; for codes, the share that is predicted right."""
+    target = output.target.detach()
+    if not target.is_floating_point():
+        return {"correct": (output.prediction.detach().argmax(dim=-1) == target).float().mean()}
+    return {"target": target.mean(), "target_square": target.square().mean()}
 
 
 def explained(loss: float, mean: float, square: float) -> float:

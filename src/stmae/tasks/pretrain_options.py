@@ -9,6 +9,7 @@ from typing import Annotated
 from stmae.errors import Problems, UserError
 from stmae.presets import PRESETS
 from stmae.tasks.checks import check_known, check_model
+from stmae.tasks.choices import check_choices
 from stmae.tasks.options import AnyPath, ModelOptions, default
 from stmae.tasks.places import exists
 from stmae.tasks.training_options import TrainingOptions
@@ -36,6 +37,8 @@ class PretrainOptions(TrainingOptions, ModelOptions):
     """Run or file to take weights from (a new run; to go on with a run, repeat its command)."""
     weights: Annotated[tuple[float, ...] | None, default("1 each")] = None
     """How many times each of several folders or lists is gone through in a pass: 2 for twice, 0.5 for half of it."""
+    color_jitter: float = 0.0
+    """Random brightness, contrast and saturation: factors from 1 - this to 1 + this, the same for a clip's frames."""
     monitor: Annotated[AnyPath | None, default("none")] = None
     """Folder of labelled videos in class folders: how well features tell them apart (kNN) is logged at evaluations."""
 
@@ -47,6 +50,12 @@ class PretrainOptions(TrainingOptions, ModelOptions):
         if self.init is not None and not step_folders(self.out / "checkpoints"):  # else it has served
             exists("init", self.init, "Give a run's folder or a weights file", problems)
         check_model(self, self.frames, self.image_size, problems)
+        check_choices(self, problems)
+        problems.check(
+            0 <= self.color_jitter <= 1,
+            f"color_jitter {self.color_jitter:g} is not from 0 to 1.",
+            "The paper tried 0.6; 0 leaves colours as they are.",
+        )
         if self.monitor is not None:
             there = exists("monitor", self.monitor, "Give a folder of class folders with videos", problems)
             problems.check(

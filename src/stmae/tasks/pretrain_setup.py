@@ -14,10 +14,11 @@ from stmae.engine.launch import find
 from stmae.engine.optim import Groups
 from stmae.model.config import MaeConfig, as_dict
 from stmae.model.mae import MaskedAutoencoder
-from stmae.model.masking import visible_count
+from stmae.model.masking import visible_tokens
 from stmae.tasks import build
 from stmae.tasks.checks import check
 from stmae.tasks.fit import Trial, settle_batch
+from stmae.tasks.outside import given_values, open_mask
 from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.setup import Setup, clip_shape, lent, part, settle, slots_of
 from stmae.tasks.training_options import TrainingOptions
@@ -47,7 +48,13 @@ class PretrainSetup(Setup):
         source, held_out, changed = part(found, options)
         values = Values() if isinstance(source, TensorSource) else values_of(source, options.value_range)
         channels, (frames, *size) = clip_shape(options, source, values, asked)
-        config = build.model_config(options, frames=frames, image_size=(size[0], size[1]), channels=channels)
+        config = build.model_config(
+            options,
+            frames=frames,
+            image_size=(size[0], size[1]),
+            channels=channels,
+            given_values=given_values(options),
+        )
         values = replace(values, mean=config.encoder.clip.mean, std=config.encoder.clip.std)
         options, fit = settle_batch(options, trial(options, config), device, find().size)
         check(options)
@@ -56,7 +63,7 @@ class PretrainSetup(Setup):
         return cls(options, config, plan, source, held_out, values, device, why, tuple(notes), fit=fit)
 
     def build_model(self) -> MaskedAutoencoder:
-        return MaskedAutoencoder(self.config)
+        return MaskedAutoencoder(self.config, own_mask=open_mask(self.options.mask))
 
     @property
     def begins_with(self) -> str | None:
@@ -75,22 +82,30 @@ class PretrainSetup(Setup):
         return build.training_flops(self.config)
 
     def about_model(self) -> list[tuple[str, str]]:
-        clip = self.config.encoder.clip
-        visible = visible_count(clip.tokens, self.config.mask_ratio, self.config.visible_count)
         with torch.device("meta"):
             model = MaskedAutoencoder(self.config)
         sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
         return [
-            ("tokens", f"{clip.tokens} per clip, {visible} visible"),
+            ("tokens", _tokens(self.config)),
             ("parameters", f"encoder {sizes[0]:.1f} M, decoder {sizes[1]:.1f} M"),
         ]
+
+
+def _tokens(config: MaeConfig) -> str:
+    clip = config.encoder.clip
+    if config.mask == "own":
+        return f"{clip.tokens} per clip; a mask of your own says how many are visible"
+    visible = visible_tokens(config, clip.grid)
+    share = "" if config.decode == "all" else f", {config.decode_share:g} of the hidden ones decoded ({config.decode})"
+    return f"{clip.tokens} per clip, {visible} visible ({visible / clip.tokens:.1%}){share}"
 
 
 def trial(options: PretrainOptions, config: MaeConfig) -> Trial:
     """The step that has to fit into memory."""
 
     def loss(model: nn.Module, clips: Tensor) -> Tensor:
-        return cast(Tensor, model(clips, keys=torch.arange(len(clips), device=clips.device)).loss)
+        with clips.device:
+            return cast(Tensor, model(clips, **build.stand_ins(config, len(clips))).loss)
 
     return Trial(
         build=lambda: MaskedAutoencoder(config),

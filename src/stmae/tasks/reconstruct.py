@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from stmae.engine.precision import computing
 from stmae.errors import UserError
 from stmae.interop.native import load_with_extras, with_decoder
 from stmae.metrics import Scores, scores
+from stmae.model.config import MaskKind
 from stmae.model.mae import MaskedAutoencoder
-from stmae.model.masking import agnostic, key_noise, visible_count
-from stmae.model.paint import Painting, Statistics, paint
+from stmae.model.masking import draw_mask
+from stmae.model.paint import Painting, Statistics, paint, require_pixels
 from stmae.tasks import build
 from stmae.tasks.inpaint import inpaint, read_mask, save_painted
 from stmae.tasks.middle import free_stem, one_each
@@ -72,6 +73,7 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
     device = build.pick_device(options.device)
     model, extras = load_with_extras(options.model)
     autoencoder = with_decoder(model, options.model).to(device)
+    require_pixels(autoencoder)
     precision, _ = build.pick_precision(options.precision, device)
     own = None if options.mask is None else read_mask(options.mask, autoencoder.config.encoder.clip)
     ratios = tuple(dict.fromkeys(options.mask_ratio)) or (autoencoder.config.mask_ratio,)
@@ -113,16 +115,17 @@ def reconstruct(options: ReconstructOptions) -> Reconstructions:
 def repaint(
     model: MaskedAutoencoder, clips: Tensor, keys: Tensor, ratio: float, statistics: Statistics, precision: str = "fp32"
 ) -> Painting:
-    """Hides tokens of clips (B, C, T, H, W) by their keys (B,), and paints them back.
+    """Hides tokens of clips (B, C, T, H, W) by their keys (B,) as in the model's training, and paints them back.
 
     A higher ratio leaves a part of those visible that a lower one does, since both go by the same noise.
     """
     config, device = model.config, next(model.parameters()).device
     clips, keys = clips.to(device), keys.to(device)
-    tokens = config.encoder.clip.tokens
-    hidden = agnostic(key_noise(keys, tokens), visible_count(tokens, ratio, config.visible_count))
+    kind: MaskKind = "agnostic" if config.mask == "own" else config.mask
+    patches, grid = model.encoder.cut(clips)
+    hidden, _, _ = draw_mask(replace(config, mask=kind, mask_ratio=ratio), grid, patches, keys)
     with computing(device, precision):
-        output = model(clips, hidden=hidden)
+        output = model(clips, hidden=hidden, decode_all=True)
     return paint(model, clips, output, statistics=statistics)
 
 

@@ -24,6 +24,7 @@ from stmae.presets import Facts
 from stmae.runs import RunFolder, read_config
 from stmae.tasks import build
 from stmae.tasks.checks import check
+from stmae.tasks.choices import by_name
 from stmae.tasks.task import bind, resolve
 from stmae.tasks.training_options import TrainingOptions
 
@@ -79,7 +80,7 @@ class Setup:
 
     def saved(self) -> dict[str, Any]:
         """What config.yaml holds: the options, and under "derived" what follows from them."""
-        values = asdict(replace(self.options, videos=None))
+        values = asdict(replace(by_name(self.options), videos=None))
         del values["config"]  # what it brought stands in the values
         videos = self.options.videos
         names = [str(path) for path in paths_of(videos)]

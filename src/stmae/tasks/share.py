@@ -16,6 +16,7 @@ from stmae.errors import UserError
 from stmae.mirror import address_of
 from stmae.runs import compare
 from stmae.tasks import build
+from stmae.tasks.choices import by_name, with_objects
 from stmae.tasks.setup import Setup, part
 from stmae.tasks.training_options import TrainingOptions
 from stmae.weights import plain
@@ -42,10 +43,11 @@ def share(setup: Setup | None, options: TrainingOptions, device: torch.device, w
     found: Any = None
     if setup is not None:
         sources = None if isinstance(setup.source, TensorSource) else (setup.source, setup.held_out)
-        found = replace(setup, source=None, held_out=None, options=replace(setup.options, videos=None)), sources  # type: ignore[arg-type]
+        named = replace(by_name(setup.options), videos=None)
+        found = replace(setup, source=None, held_out=None, options=named), sources  # type: ignore[arg-type]
     shared, sources = world.broadcast(found)
     source, held_out = sources or part(TensorSource(options.videos), shared.options)[:2]
-    settled = replace(shared.options, videos=options.videos)
+    settled = replace(with_objects(shared.options, options), videos=options.videos)
     shared = replace(shared, options=settled, source=source, held_out=held_out, device=device)
     _refuse_differences(world.gather({"configuration": _digest(shared.saved()), "list of videos": _index(shared)}))
     return shared
@@ -67,7 +69,8 @@ def _started_with(options: TrainingOptions, device: torch.device) -> dict[str, A
     """What has to be alike on all processes before anything is shared."""
     import stmae
 
-    values = plain({name: value for name, value in options.given.items() if name not in ("videos", "config")})
+    given = by_name(replace(options, videos=None)).given
+    values = plain({name: given[name] for name in options.given if name not in ("videos", "config")})
     return values | {
         "videos": _shown(options.videos), "device": device.type, "torch": torch.__version__, "stmae": stmae.__version__,
         "out": address_of(options.out) or str(options.out),  # each host stages it where its own cache is
