@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What makes a command of the README short enough for a test; given last, so it goes before what the preset says.
-SHORT = "--model vit_tiny --epochs 2 --frames 4 --image-size 32 --batch-size 4 --repeats 2 --workers 0"
+FEW = "--epochs 2 --batch-size 4 --repeats 2 --workers 0"
+SHORT = {"pretrain": f"--model vit_tiny --frames 4 --image-size 32 {FEW}", "finetune": FEW}
 
 
 def blocks(language: str) -> list[str]:
@@ -52,7 +53,7 @@ def test_the_commands_run_one_after_the_other(place: Path) -> None:
     stmae = [command for command in shell if command.startswith("stmae ")]
     assert {command.split()[1] for command in stmae} >= {"pretrain", "reconstruct", "embed"}
     for command in stmae:
-        run(f"{command} {SHORT}" if command.split()[1] == "pretrain" else command, place)
+        run(f"{command} {SHORT.get(command.split()[1], '')}", place)
     assert list((place / "pictures").glob("*.gif"))
     assert (place / "features.parquet").stat().st_size > 0
     shown = re.search(r"```\nruns/first/\n(.*?)```", README, flags=re.DOTALL)

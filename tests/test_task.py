@@ -267,7 +267,7 @@ def test_values_that_cannot_work_are_refused_with_a_cure(videos: Path, wrong: di
 
 def test_all_values_that_cannot_work_are_found_together(videos: Path) -> None:
     said = refused(videos=videos / "nope", out=videos / "a.mp4", mask_ratio=1.5, frames=7, lr=-1, model="vit")
-    assert [text.split()[0] for text in said] == ["videos", "out", "lr", "unknown", "mask_ratio", "frames"]
+    assert [text.split()[0] for text in said] == ["videos", "out", "lr", "unknown", "frames", "mask_ratio"]
 
 
 def test_places_that_are_not_there_or_not_free(videos: Path) -> None:

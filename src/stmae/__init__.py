@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stmae.tasks.embed import embed as embed
     from stmae.tasks.evaluate import evaluate as evaluate
     from stmae.tasks.export import export as export
+    from stmae.tasks.finetune import finetune as finetune
     from stmae.tasks.knn import knn as knn
     from stmae.tasks.maps import maps as maps
     from stmae.tasks.pack import pack as pack
@@ -47,6 +48,7 @@ _HOME = {
     "embed": "stmae.tasks.embed",
     "evaluate": "stmae.tasks.evaluate",
     "export": "stmae.tasks.export",
+    "finetune": "stmae.tasks.finetune",
     "knn": "stmae.tasks.knn",
     "load": "stmae.interop",
     "load_reference": "stmae.interop",
@@ -73,6 +75,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "finetune",
     "knn",
     "load",
     "load_reference",

@@ -29,6 +29,7 @@ from stmae.tasks.doctor_options import DoctorOptions
 from stmae.tasks.embed_options import EmbedOptions
 from stmae.tasks.evaluate_options import EvaluateOptions
 from stmae.tasks.export_options import ExportOptions
+from stmae.tasks.finetune_options import FinetuneOptions
 from stmae.tasks.knn_options import KnnOptions
 from stmae.tasks.maps_options import MapsOptions
 from stmae.tasks.options import Options
@@ -46,6 +47,7 @@ from stmae.tasks.values import from_text, plain
 
 COMMANDS: dict[str, tuple[type[Options], str]] = {
     "pretrain": (PretrainOptions, "stmae.tasks.pretrain:pretrain"),
+    "finetune": (FinetuneOptions, "stmae.tasks.finetune:finetune"),
     "check": (CheckOptions, "stmae.tasks.check:check"),
     "pack": (PackOptions, "stmae.tasks.pack:pack"),
     "plan": (PlanOptions, "stmae.tasks.plan:plan"),
@@ -71,6 +73,7 @@ A folder of unlabelled videos in, a video encoder out.
 Examples:
   stmae demo                                                     sample videos, a small model, pictures
   stmae pretrain videos/ --out runs/first                        any folder, any depth, no labels
+  stmae finetune labelled/ --init runs/first --out runs/tuned    a classifier of labelled videos
   stmae pack videos/ --out shards/                               few large files in place of many
   stmae reconstruct clip.mp4 --model runs/first                  original | masked | painted back
   stmae embed videos/ --model runs/first --out features.parquet  a row of features per video
@@ -181,20 +184,28 @@ def _help(name: str) -> None:
     """Prints a command's description, examples and options; a group of options that tasks share is a box of its own."""
     options = COMMANDS[name][0]
     _print_description(inspect.cleandoc(options.__doc__ or ""))
-    hints, docs = _hints(options), field_docs(options)
     groups = [base for base in options.__mro__[1:] if is_dataclass(base) and Options in base.__bases__]
-    shared = {f.name for group in groups for f in fields(group)}
-    entries: list[Any] = []
+    own = {group: [name for name in group.__annotations__ if name in group.__dataclass_fields__] for group in groups}
+    shared = {name for names in own.values() for name in names}
+    entries = _entries(options, [f.name for f in _fields(options) if f.name not in shared])
+    for group, names in own.items():
+        # Its options with this command's defaults, which may be others.
+        box = make_dataclass(group.__name__, _entries(options, names), namespace={"__doc__": group.__doc__})
+        entries.append((group.__name__.removesuffix("Options"), box, field(default_factory=box, kw_only=True)))
+    shown = make_dataclass("Help", entries, namespace={"__doc__": ""})
+    tyro.cli(shown, prog=f"stmae {name}", description="", args=["--help"], config=(OmitArgPrefixes,))
+
+
+def _entries(options: type[Options], names: Sequence[str]) -> list[Any]:
+    """Some options of a command, for `make_dataclass`."""
+    hints, docs = _hints(options), field_docs(options)
+    entries = []
     for f in _fields(options):
-        if f.name not in shared:
+        if f.name in names:
             default = {} if f.default is MISSING else {"default": f.default}
             hint: Any = Annotated.__class_getitem__((hints[f.name], arg(help=docs[f.name])))  # type: ignore[attr-defined]
             entries.append((f.name, hint, field(kw_only=f.kw_only, **default)))
-    for group in groups:
-        title = group.__name__.removesuffix("Options")
-        entries.append((title, group, field(default_factory=group, kw_only=True)))
-    shown = make_dataclass("Help", entries, namespace={"__doc__": ""})
-    tyro.cli(shown, prog=f"stmae {name}", description="", args=["--help"], config=(OmitArgPrefixes,))
+    return entries
 
 
 def _print_description(text: str) -> None:

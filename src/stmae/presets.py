@@ -1,5 +1,7 @@
 """Presets of `stmae pretrain`: named option values, each a plain function of what the run found.
 
+Those of `stmae finetune` are in `finetune_presets.py`.
+
 A preset gives values for options; those it does not mention keep their defaults, and everything the user gives
 (in a `--config` file or as a flag) goes before it. A function's docstring is its line in `stmae presets`.
 """
@@ -19,6 +21,8 @@ class Facts:
     """Videos found."""
     device: str
     """Type of the device the run computes on: cpu, cuda or mps."""
+    scratch: bool = False
+    """Whether a fine-tuning begins with random weights, so that the model has to be chosen too."""
 
 
 Preset = Callable[[Facts], dict[str, Any]]

@@ -6,7 +6,7 @@ runs/first/
 ├── log.txt  metrics.jsonl  tensorboard/
 ├── reconstructions/         pictures of the same clips at every interval
 ├── trackers/                what W&B, MLflow or trackio keep here, where they are asked for
-├── index.csv  bad_files.csv  verdicts/
+├── index.csv  val_index.csv  bad_files.csv  verdicts/
 ├── checkpoints/             step-000500/ ... whole or absent
 └── encoder.safetensors      weights, with the configuration in the header (`weights.py`); of a fine-tuned model,
                              encoder and head: classifier.safetensors
@@ -133,6 +133,7 @@ class RunFolder:
         self.trackers = self.path / "trackers"
         self.reconstructions = self.path / "reconstructions"
         self.index = self.path / "index.csv"
+        self.val_index = self.path / "val_index.csv"
         self.bad_files = self.path / "bad_files.csv"
         self.verdicts = self.path / "verdicts"
         self.checkpoints = self.path / "checkpoints"

@@ -20,8 +20,6 @@ from torch import Tensor
 from stmae.data.augment import on_device
 from stmae.data.clips import MIX, uniform, uniforms
 
-MOST_ALPHA = 2.0  # beyond it drawing takes too many attempts
-
 
 @torch.no_grad()
 def mix(

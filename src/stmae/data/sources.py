@@ -11,6 +11,7 @@ A source is anything with a length and, for its items 0, 1, ...:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,7 +108,12 @@ class TensorSource:
         return str(item)
 
     def label(self, item: int) -> str | None:
-        return None
+        """What stands after the clip in a dataset's tuples."""
+        entry = self._clips[item]
+        if not isinstance(entry, (tuple, list)) or len(entry) < 2:
+            return None
+        value = entry[1].tolist() if hasattr(entry[1], "tolist") else entry[1]
+        return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
     def media(self, item: int) -> Media:
         raise AssertionError("clips from Python have no file")
@@ -116,7 +122,9 @@ class TensorSource:
         """A source of some of the clips."""
         from torch.utils.data import Subset
 
-        return TensorSource(Subset(self._clips, [int(item) for item in items]))
+        part = copy.copy(self)
+        part._clips = Subset(self._clips, [int(item) for item in items])
+        return part
 
 
 class Mixture:
@@ -250,7 +258,7 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
     count = len(source)
     if holdout <= 0 or count < 2:
         return source.part(np.arange(count)), source.part(np.arange(0))
-    ranks = np.fromiter(map(_rank, names_of(source)), np.float64, count)
+    ranks = np.fromiter(map(rank_of, names_of(source)), np.float64, count)
     held = ranks < holdout
     if not held.any():
         held[np.argmin(ranks)] = True
@@ -259,6 +267,7 @@ def split(source: Source, holdout: float) -> tuple[Source, Source]:
     return source.part(np.flatnonzero(~held)), source.part(np.flatnonzero(held))
 
 
-def _rank(name: str) -> float:
+def rank_of(name: str) -> float:
+    """A number in [0, 1) from an item's name alone: those below the held-out share are held out."""
     # The segments of a video stay together: else the held-out ones would show scenes of the others.
     return int.from_bytes(hashlib.sha256(encoded(original_name(name))).digest()[:8], "big") / 2**64

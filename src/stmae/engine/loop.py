@@ -87,6 +87,11 @@ class Task:
     def on_save(self, step: int) -> None:
         """Called before a checkpoint is saved: the place to write other files of the run."""
 
+    def enough(self) -> bool:
+        """Whether to end before all steps are done; asked before the first step and after each evaluation, and answered
+        alike by all processes."""
+        return False
+
     def counters(self) -> Mapping[str, float]:
         """Running totals by name that a resumed run begins with: `start.counters["task/<name>"]`."""
         return {}
@@ -167,7 +172,8 @@ def train(
             checkpoints.save(position)  # to go back to; and whether there is room for one shows in the first minute
         meter.start_clock()
         stopping = world.ask(lambda: stop.received)()  # before the first step: there is nothing to save
-        for step in range(position.step, steps if not stopping else 0):
+        enough = task.enough()
+        for step in range(position.step, steps if not (stopping or enough) else 0):
             asked = world.ask(lambda: stop.received)
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step) * group.get("lr_scale", 1.0)
@@ -210,18 +216,20 @@ def train(
             with meter.clock_stopped():
                 if _due(done, evaluate_every, steps):
                     _log_evaluation(log, done, task.evaluate(done))
+                    enough = task.enough()
                 if _due(done, picture_every, steps):
                     _log_pictures(task, log, done)
                 if (
                     any(_due(done, every, steps) for every in (save_every, milestone_every))
                     or done == steps
                     or stopping
+                    or enough
                 ):
                     position = replace(position, counters=meter.counters())
-                    _save(task, log, checkpoints, position, max_bad_steps if done < steps else None)
-            if stopping:
+                    _save(task, log, checkpoints, position, max_bad_steps if done < steps and not enough else None)
+            if stopping or enough:
                 break
-    if stopping and position.step < steps:
+    if stopping and position.step < steps and not enough:
         _say_how_to_go_on(log, checkpoints, position.step)
         raise Stopped(position.step, stopping)
     if checkpoints:

@@ -61,6 +61,37 @@ SIZES: dict[str, Callable[[], BlocksConfig]] = {
 }
 
 
+def encoder_config(
+    name: str,
+    *,
+    frames: int = 16,
+    image_size: int | tuple[int, int] = 224,
+    channels: int = 3,
+    patch: tuple[int, int, int] = (2, 16, 16),
+    mean: tuple[float, ...] = (0.45,),
+    std: tuple[float, ...] = (0.225,),
+    positions: PositionLayout = "separable",
+    position_values: PositionValues = "learned",
+    class_token: bool = True,
+) -> EncoderConfig:
+    """The encoder of a named size; `image_size` is one number or (height, width).
+
+    Raises:
+        UserError: an unknown name; sizes that do not fit together.
+    """
+    if name not in SIZES:
+        raise unknown("model", name, list(SIZES))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    clip = ClipConfig(frames=frames, height=height, width=width, channels=channels, patch=patch, mean=mean, std=std)
+    return EncoderConfig(
+        clip=clip,
+        blocks=SIZES[name](),
+        positions=positions,
+        position_values=position_values,
+        class_token=class_token,
+    )
+
+
 def mae_config(
     name: str,
     *,
@@ -95,13 +126,14 @@ def mae_config(
     Raises:
         UserError: an unknown name; sizes that do not fit together.
     """
-    if name not in SIZES:
-        raise unknown("model", name, list(SIZES))
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    clip = ClipConfig(frames=frames, height=height, width=width, channels=channels, patch=patch, mean=mean, std=std)
-    encoder = EncoderConfig(
-        clip=clip,
-        blocks=SIZES[name](),
+    encoder = encoder_config(
+        name,
+        frames=frames,
+        image_size=image_size,
+        channels=channels,
+        patch=patch,
+        mean=mean,
+        std=std,
         positions=positions,
         position_values=position_values,
         class_token=class_token,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +46,7 @@ def pick_device(name: str, *, many: bool = False) -> torch.device:
     launch = find()
     if launch.size > 1 and not many:
         raise UserError(
-            f"{launch.size} processes were started, and only `stmae pretrain` shares its work among several.",
+            f"{launch.size} processes were started, and only `stmae pretrain` and `stmae finetune` share their work.",
             "Start this command without torchrun or srun.",
         )
     there = {
@@ -216,8 +216,16 @@ def groups(model: MaskedAutoencoder, options: OptimizerOptions) -> Groups:
     Raises:
         UserError: `group_lr` or `group_decay` name parameters that there are not.
     """
+    return decayed_groups(model, model.config.encoder.blocks.depth, options)
+
+
+def decayed_groups(model: nn.Module, depth: int, options: OptimizerOptions, *, no_decay: Iterable[str] = ()) -> Groups:
+    """The parameters of a model whose `encoder` has so many blocks; weights in `no_decay` are not decayed.
+
+    Raises:
+        UserError: `group_lr` or `group_decay` name parameters that there are not.
+    """
     names = [name for name, _ in model.named_parameters()]
-    depth = model.config.encoder.blocks.depth
     layer = layer_scale(options.layer_decay, depth, lambda name: layer_of(name, depth))
     factor = by_prefix(named_numbers("group_lr", options.group_lr), names)
     decay = by_prefix(named_numbers("group_decay", options.group_decay), names)
@@ -226,7 +234,7 @@ def groups(model: MaskedAutoencoder, options: OptimizerOptions) -> Groups:
         own = factor(name)
         return layer(name) * (1.0 if own is None else own)
 
-    return parameter_groups(model, options.weight_decay, lr_scale=scale, decay=decay)
+    return parameter_groups(model, options.weight_decay, no_decay=no_decay, lr_scale=scale, decay=decay)
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from stmae.durations import parts
 from stmae.errors import Problems, UserError, unknown
-from stmae.tasks.options import ModelOptions, OptimizerOptions, Options, RunOptions
+from stmae.tasks.options import EncoderOptions, ModelOptions, OptimizerOptions, Options, RunOptions
 from stmae.tasks.values import named_numbers
 
 MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
@@ -29,8 +29,20 @@ def check(options: Options) -> None:
 
 def check_model(options: ModelOptions, frames: int, image_size: int, problems: Problems) -> None:
     """The masked autoencoder's options, for clips of `frames` frames of `image_size` pixels squared."""
-    check_known("model", options.model, MODELS, problems)
+    check_encoder(options, frames, image_size, problems)
     check_mask_ratio(options.mask_ratio, problems)
+    at_least(options, ("decoder_width", "decoder_depth", "decoder_heads"), 1, problems)
+    if options.decoder_heads >= 1 and options.decoder_width >= 1:
+        problems.check(
+            options.decoder_width % options.decoder_heads == 0,
+            f"decoder_width {options.decoder_width} does not divide into {options.decoder_heads} heads.",
+            f"Choose {nearest(options.decoder_width, options.decoder_heads)}, or another number of decoder_heads.",
+        )
+
+
+def check_encoder(options: EncoderOptions, frames: int, image_size: int, problems: Problems) -> None:
+    """The encoder's options, for such clips."""
+    check_known("model", options.model, MODELS, problems)
     names = ("frames", "rows", "columns")
     for size, name in zip(options.patch, names, strict=True):
         problems.check(
@@ -42,13 +54,6 @@ def check_model(options: ModelOptions, frames: int, image_size: int, problems: P
         tokens = (frames // options.patch[0]) * (image_size // options.patch[1]) * (image_size // options.patch[2])
         problems.check(
             tokens != 1, "a clip of a single patch leaves nothing to hide.", "Choose smaller patches or larger clips."
-        )
-    at_least(options, ("decoder_width", "decoder_depth", "decoder_heads"), 1, problems)
-    if options.decoder_heads >= 1 and options.decoder_width >= 1:
-        problems.check(
-            options.decoder_width % options.decoder_heads == 0,
-            f"decoder_width {options.decoder_width} does not divide into {options.decoder_heads} heads.",
-            f"Choose {nearest(options.decoder_width, options.decoder_heads)}, or another number of decoder_heads.",
         )
 
 

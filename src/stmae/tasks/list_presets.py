@@ -7,7 +7,8 @@ from dataclasses import fields
 from rich.console import Console
 from rich.text import Text
 
-from stmae.presets import PRESETS, Facts
+from stmae.presets import Facts
+from stmae.tasks.finetune_options import FinetuneOptions
 from stmae.tasks.presets_options import PresetsOptions
 from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import task
@@ -17,19 +18,20 @@ from stmae.tasks.task import task
 def list_presets(options: PresetsOptions) -> None:
     """Prints them, with the values for a folder of 1000 videos."""
     console = Console(highlight=False)
-    console.print(Text("Presets of `stmae pretrain`; flags and --config go before them.\n"))
-    defaults = {field.name: field.default for field in fields(PretrainOptions)}
-    for name, preset in PRESETS.items():
-        device = "cpu" if name == "small" else "cuda"
-        values = preset(Facts(videos=1000, device=device))
-        console.print(
-            Text.assemble((f"{name:<11}", "bold cyan"), " ", " ".join((preset.__doc__ or "").split())), soft_wrap=True
-        )
-        for option, value in values.items():
-            flag = "--" + option.replace("_", "-")
-            console.print(
-                Text(f"            {flag} {_text(value)}  (default: {_text(defaults[option])})"), soft_wrap=True
-            )
+    for command, cls in (("pretrain", PretrainOptions), ("finetune", FinetuneOptions)):
+        console.print(Text(f"Presets of `stmae {command}`; flags and --config go before them.\n"))
+        defaults = {field.name: field.default for field in fields(cls)}
+        for name, preset in cls.presets.items():
+            device = "cpu" if name == "small" else "cuda"
+            values = preset(Facts(videos=1000, device=device))
+            about = " ".join((preset.__doc__ or "").split())
+            console.print(Text.assemble((f"{name:<11}", "bold cyan"), " ", about), soft_wrap=True)
+            for option, value in values.items():
+                if value != defaults[option]:
+                    flag = "--" + option.replace("_", "-")
+                    line = f"            {flag} {_text(value)}  (default: {_text(defaults[option])})"
+                    console.print(Text(line), soft_wrap=True)
+        console.print()
 
 
 def _text(value: object) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from tyro.conf import arg
 
 from stmae import durations, mirror
 from stmae.errors import Problems
+from stmae.presets import Facts, Preset
 from stmae.tasks.values import AutoInt
 
 # From Python a source may also be a tensor of clips or a torch Dataset; on the command line it is a folder.
@@ -66,6 +67,7 @@ Mask = Annotated[Any, arg(constructor=str, metavar="KIND|FILE|FUNCTION", help_be
 class Options:
     """Base of all options: remembers which ones the caller gave, so that a preset fills in only the others."""
 
+    presets: ClassVar[Mapping[str, Preset]] = {}  # by name, where there is an option `preset`
     _given: frozenset[str]
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
@@ -78,6 +80,10 @@ class Options:
     def given(self) -> Mapping[str, Any]:
         """The options that were given, by name; all others hold their defaults."""
         return {name: getattr(self, name) for name in sorted(self._given)}
+
+    def facts(self, videos: int, device: str) -> Facts:
+        """What presets may depend on."""
+        return Facts(videos=videos, device=device)
 
     def check(self, problems: Problems) -> None:
         """Adds everything that can be refused before anything is read."""
@@ -132,13 +138,25 @@ class RunOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Options):
-    """The masked autoencoder."""
+class EncoderOptions(Options):
+    """The encoder."""
 
     model: str = "vit_base"
     """Size of the encoder: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant."""
     patch: tuple[int, int, int] = (2, 16, 16)
     """Size of a spacetime patch: frames, rows, columns."""
+    positions: Literal["separable", "joint"] = "separable"
+    """Position embedding: a spatial plus a temporal table, or one table for all tokens."""
+    position_values: Literal["learned", "learned_from_sincos", "sincos"] = "learned"
+    """Position values: learned from random ones, learned from sine-cosine, or fixed sine-cosine."""
+    class_token: bool = True
+    """Give the encoder (and a decoder) a class token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(EncoderOptions, Options):
+    """The masked autoencoder."""
+
     mask: Mask = "agnostic"
     """What is hidden: agnostic (single tokens), space (tubes), time (whole time steps), block (boxes) or motion (what
     moves); a .npy or .png whose nonzero places are hidden; or module:function, from keys and grid to a mask."""
@@ -155,12 +173,6 @@ class ModelOptions(Options):
     """For target teacher: run or file with the encoder that is imitated; self for the model's own average (see ema)."""
     predict_frames: Literal["strided", "linspace", "all"] = "strided"
     """Which frames of a patch are predicted: its first, mae_st's choice of one, or all."""
-    positions: Literal["separable", "joint"] = "separable"
-    """Position embedding: a spatial plus a temporal table, or one table for all tokens."""
-    position_values: Literal["learned", "learned_from_sincos", "sincos"] = "learned"
-    """Position values: learned from random ones, learned from sine-cosine, or fixed sine-cosine."""
-    class_token: bool = True
-    """Give the encoder and decoder a class token."""
     mask_tokens_in_encoder: bool = False
     """Let the encoder see mask tokens in place of hidden patches (slow; the paper's baseline)."""
     decoder: Literal["self_attention", "cross_attention", "linear"] = "self_attention"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from stmae.errors import Problems, UserError
-from stmae.presets import PRESETS
+from stmae.presets import PRESETS, Preset
 from stmae.tasks.checks import check_known, check_model
 from stmae.tasks.choices import check_choices
 from stmae.tasks.options import AnyPath, ModelOptions, default
@@ -30,6 +31,8 @@ class PretrainOptions(TrainingOptions, ModelOptions):
         stmae pretrain ours/ shards/ --weights 2 1 --out runs/both
         stmae pretrain videos/ --out runs/base --preset paper --model vit_base --batch-size 512
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
 
     preset: str = "auto"
     """Named settings for everything not given here; auto picks by device. `stmae presets` lists them."""

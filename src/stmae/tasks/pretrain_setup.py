@@ -20,8 +20,7 @@ from stmae.tasks.checks import check
 from stmae.tasks.fit import Trial, settle_batch
 from stmae.tasks.outside import given_values, open_mask
 from stmae.tasks.pretrain_options import PretrainOptions
-from stmae.tasks.setup import Setup, clip_shape, lent, part, settle, slots_of
-from stmae.tasks.training_options import TrainingOptions
+from stmae.tasks.setup import Setup, clip_extras, clip_shape, lent, part, settle, slots_of
 from stmae.tasks.videos import open_given
 
 
@@ -44,7 +43,7 @@ class PretrainSetup(Setup):
         options = lent(options)
         notes = list[str]()
         found = open_given(options, notes.append)
-        options, why = settle(options, device, len(found))
+        options, why, _ = settle(options, device, len(found))
         source, held_out, changed = part(found, options)
         values = Values() if isinstance(source, TensorSource) else values_of(source, options.value_range)
         channels, (frames, *size) = clip_shape(options, source, values, asked)
@@ -113,13 +112,3 @@ def trial(options: PretrainOptions, config: MaeConfig) -> Trial:
         groups=lambda model: build.groups(cast(MaskedAutoencoder, model), options),
         clip=config.encoder.clip,
     )
-
-
-def clip_extras(options: TrainingOptions) -> dict[str, Any]:
-    """What other tasks need to know of a run's clips."""
-    clip: dict[str, Any] = {"stride": options.stride}
-    if options.sampling != "dense":
-        clip["sampling"] = options.sampling
-    if options.value_range is not None:
-        clip["value_range"] = list(options.value_range)
-    return clip

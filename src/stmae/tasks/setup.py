@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stmae.data.dataset import FixedClips, VideoClips
-from stmae.data.frozen import index_changes, load_index
+from stmae.data.frozen import index_changes, load_index, save_index
 from stmae.data.opening import paths_of
 from stmae.data.sources import Mixture, Source, TensorSource, is_shards, parts_of, split
 from stmae.data.values import Values
@@ -20,7 +20,6 @@ from stmae.engine.distributed import World
 from stmae.engine.log import Log
 from stmae.engine.optim import Groups
 from stmae.errors import UserError
-from stmae.presets import Facts
 from stmae.runs import RunFolder, read_config
 from stmae.tasks import build
 from stmae.tasks.checks import check
@@ -119,13 +118,23 @@ class Setup:
         """What turns durations into steps."""
         return Clock(self.options.batch_size, self.epoch, self.plan.steps)
 
+    def freeze(self, run: RunFolder) -> None:
+        """Writes the list of the run's videos into its folder."""
+        if not isinstance(self.source, TensorSource):
+            save_index(run.index, self.source, self.held_out)
+
     def training_clips(self) -> VideoClips:
+        """Those that the run trains on, in its order."""
+        return self.clips_of(self.source)
+
+    def clips_of(self, source: Source) -> VideoClips:
+        """Random clips of the items of a source, as this run takes them."""
         clip, options = self.config.encoder.clip, self.options
-        for source in filter(is_shards, parts_of(self.source)):
+        for shards in filter(is_shards, parts_of(source)):
             # A pass that goes through shards one by one needs all of each; one that jumps about needs single videos.
-            source.fetch_whole = options.order == "blocks"  # type: ignore[attr-defined]
+            shards.fetch_whole = options.order == "blocks"  # type: ignore[attr-defined]
         return VideoClips(
-            self.source,
+            source,
             frames=clip.frames,
             stride=options.stride,
             image_size=(clip.height, clip.width),
@@ -188,10 +197,16 @@ class Setup:
         return []
 
 
-def part(found: Source, options: TrainingOptions) -> tuple[Source, Source | None, str]:
+Parting = Callable[[Source], tuple[Source, Source | None]]
+
+
+def part(found: Source, options: TrainingOptions, parting: Parting | None = None) -> tuple[Source, Source | None, str]:
     """The training videos, those kept out, and a line on what changed since the run began.
 
     A run that is there keeps the index it was begun with.
+
+    Args:
+        parting: which videos a new run keeps out; the share `holdout` by a hash of their names where None.
 
     Raises:
         UserError: the run that is there was begun with other videos or clips.
@@ -204,7 +219,7 @@ def part(found: Source, options: TrainingOptions) -> tuple[Source, Source | None
         if count != len(found):
             raise UserError(f'the run in "{run.path}" was begun with {count} clips, and {len(found)} are given.', other)
     if isinstance(found, TensorSource) or not (run.exists and run.index.exists()):
-        return *_split(found, options.holdout), ""
+        return *(parting(found) if parting else _split(found, options.holdout)), ""
     training, kept_out = load_index(run.index, found, getattr(options, "weights", None))
     added, removed = index_changes((training, kept_out), found)
     begun_with = len(training) + len(kept_out)
@@ -260,13 +275,16 @@ def lent(options: O) -> O:
     return bind(type(options), (), {**saved, **given})
 
 
-def settle(options: O, device: torch.device, videos: int) -> tuple[O, str]:
-    """All values, and why the precision is what it is; a new run takes those that are not given from its preset."""
+def settle(options: O, device: torch.device, videos: int) -> tuple[O, str, set[str]]:
+    """All values, why the precision is what it is, and which were given, if not by the caller by a preset or the run.
+
+    A new run takes those that are not given from its preset.
+    """
     if not RunFolder(options.out).exists and hasattr(options, "preset"):
-        options = resolve(options, Facts(videos=videos, device=device.type))
+        options = resolve(options, options.facts(videos, device.type))
     check(options)
     precision, why = build.pick_precision(options.precision, device)
-    return replace(options, precision=precision), why
+    return replace(options, precision=precision), why, set(options.given)
 
 
 def clip_shape(
@@ -289,6 +307,16 @@ def clip_shape(
             f"Leave {named} out: tensors are used as they are.",
         )
     return channels, (shape[0], shape[1], shape[2])
+
+
+def clip_extras(options: TrainingOptions) -> dict[str, Any]:
+    """What other tasks need to know of a run's clips."""
+    clip: dict[str, Any] = {"stride": options.stride}
+    if options.sampling != "dense":
+        clip["sampling"] = options.sampling
+    if options.value_range is not None:
+        clip["value_range"] = list(options.value_range)
+    return clip
 
 
 def _shown(value: Any) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 from stmae.errors import Problems, UserError
-from stmae.presets import PRESETS, Facts
+from stmae.presets import Facts
 from stmae.tasks.checks import check
 from stmae.tasks.options import Options
 from stmae.tasks.values import coerce, coerce_all, read_yaml
@@ -99,7 +99,7 @@ def resolve(options: O, facts: Facts) -> O:
     Raises:
         UserError: the options that result cannot work; all reasons at once.
     """
-    preset = PRESETS[getattr(options, "preset")](facts)  # noqa: B009 (only some options have one)
+    preset = type(options).presets[getattr(options, "preset")](facts)  # noqa: B009 (only some options have one)
     hints = get_type_hints(type(options), include_extras=True)
     filled = {name: coerce(name, value, hints[name]) for name, value in preset.items()}
     resolved = type(options)(**{**filled, **options.given})
@@ -126,13 +126,13 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def _check_early(options: Options) -> None:
     """Raises what is wrong whatever the machine; what is wrong on some machines only is left to `resolve`."""
-    if getattr(options, "preset", None) not in PRESETS:
+    if getattr(options, "preset", None) not in options.presets:
         check(options)
         return
     outcomes = []
     for device in ("cpu", "cuda"):
         try:
-            resolve(options, Facts(videos=1000, device=device))
+            resolve(options, options.facts(1000, device))
             return
         except UserError as error:
             outcomes.append(error.problems)

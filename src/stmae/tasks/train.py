@@ -15,9 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from stmae.data.frozen import save_index
 from stmae.data.loader import ClipLoader
-from stmae.data.sources import TensorSource
 from stmae.data.workers import Verdict
 from stmae.engine.blocks import checkpoint_blocks, compile_blocks
 from stmae.engine.checkpoint import Checkpoints, Position
@@ -49,7 +47,7 @@ UNSAID = {"videos", "root", "out", "preset", "derived"}
 MAY_CHANGE = UNSAID | {
     "device", "workers", "accumulate", "parallel", "max_bad_share", "max_bad_steps", "save_every", "keep",
     "milestone_every", "log_every", "evaluate_every", "file_timeout", "loggers", "threads", "compile",
-    "checkpoint_activations", "cache", "cache_size", "monitor",
+    "checkpoint_activations", "cache", "cache_size", "monitor", "val",
 }  # fmt: skip
 STEERING = {"epochs", "warmup", "schedule", "cooldown", "lr", "end_lr", "weight_decay", "clip_grad", "precision"}
 
@@ -89,9 +87,8 @@ def _begin(options: O, settle: Callable[[O], Setup], opened: contextlib.ExitStac
     if mirror is not None:
         opened.enter_context(mirror)
     altered = run.settle_config(setup.saved(), MAY_CHANGE | STEERING, UNSAID)
-    if not isinstance(setup.source, TensorSource):
-        with disk_errors(run.path):
-            save_index(run.index, setup.source, setup.held_out)
+    with disk_errors(run.path):
+        setup.freeze(run)
     return replace(setup, altered=tuple(altered))
 
 

@@ -83,7 +83,7 @@ class Training(Task):
     # What the loop calls
 
     def on_log(self, step: int) -> dict[str, float]:
-        self._hear()
+        self.hear()
         if self.mirror is not None:
             self.mirror.report(self.log.warning)
         self._say_once(self.shrunk, "in {} clips the stride was shrunk: their videos are shorter than a clip.")
@@ -92,13 +92,9 @@ class Training(Task):
         return {name: count for name, count in counts.items() if count}
 
     def on_save(self, step: int) -> None:
-        self._hear()  # verdicts are to be on disk before a checkpoint that lies behind them
-        weights = self.model.state_dict()
-        if self.ema:
-            weights = self.ema.weights(weights)
-        weights = full_copies(weights, self.world)
+        self.hear()  # verdicts are to be on disk before a checkpoint that lies behind them
+        self.save_weights()
         if self.world.main:
-            self.publish(weights)
             self.bad.flush()
 
     def counters(self) -> dict[str, float]:
@@ -113,6 +109,15 @@ class Training(Task):
             keys = (clip_key(clips.seed, pass_, item, repeat) for repeat in range(clips.repeats))
             lines.append(f"{clips.source.name(item)}, slot {slot}, keys {' '.join(f'{key:x}' for key in keys)}")
         return lines
+
+    def save_weights(self) -> None:
+        """Publishes the weights as they are; all processes call it."""
+        weights = self.model.state_dict()
+        if self.ema:
+            weights = self.ema.weights(weights)
+        weights = full_copies(weights, self.world)
+        if self.world.main:
+            self.publish(weights)
 
     # What a task may have otherwise
 
@@ -175,7 +180,7 @@ class Training(Task):
             self.news.shrunk += batch.shrunk
             self.news.repeated += batch.repeated
             if self.world.size == 1:
-                self._hear()
+                self.hear()
             yield batch
 
     def write_bad_files(self) -> None:
@@ -186,7 +191,7 @@ class Training(Task):
         except OSError as error:
             self.log.warning(f"{self.run.bad_files} could not be written ({error}).")
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
         """Notes the news of all processes; several call it together, at log lines and saves."""
         every = self.world.gather(self.news)
         self.news = News()
