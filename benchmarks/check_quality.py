@@ -4,7 +4,8 @@
 
 Copies are made of a sample of the videos in six ways, stills of their first frames, and cuts by joining two of them.
 What is reported among the videos themselves is counted by folder; some of it may be true. With --truth, a CSV of pairs
-(columns first, second: paths in DIR) that share footage, the share of these that is found is told too.
+(columns first, second: paths in DIR) that share footage, the share of these that is found is told too; with --scenes, a
+CSV that says which camera's view a video shows (columns path, scene), what else is reported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from typing import Any
 import av
 import numpy as np
 
-from stmae.data.copies import SAME_MOTION, find_copies
+from stmae.data.copies import SAME_MOTION, Pair, find_copies
+from stmae.data.encode import X264, Recipe
 from stmae.data.media import Media
 from stmae.data.processes import Lost, each
 from stmae.data.sources import Index, scan
@@ -36,6 +38,7 @@ from stmae.data.synthetic import write_video
 
 Frames = list[np.ndarray]
 SECONDS = 10  # of a video that is copied, at most
+FLAGS = ("duplicate", "alike")
 
 
 def x264(crf: int, gop: int = 250) -> dict[str, str]:
@@ -119,6 +122,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
     parser.add_argument("--truth", type=Path, help="CSV of pairs that share footage: first, second")
+    parser.add_argument("--scenes", type=Path, help="CSV of the scene that each video shows: path, scene")
     parser.add_argument("--sample", type=int, default=80, help="videos that are copied")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
@@ -142,11 +146,12 @@ def measure_copies(
     began = time.perf_counter()
     among = find_copies(tracks)
     seconds = time.perf_counter() - began
-    pairs = {(pair.first, pair.second) for pair in find_copies(tracks, [found.track for found in theirs])}
-    rows: dict[str, dict[str, list[bool]]] = defaultdict(lambda: {"all": [], "long": []})
+    pairs = {(pair.first, pair.second): pair for pair in find_copies(tracks, [found.track for found in theirs])}
+    rows: dict[str, dict[str, list[bool]]] = defaultdict(lambda: {"all": [], "sure": [], "long": []})
     for place, (_, number, kind) in enumerate(made):
         hit = (number, place) in pairs
         rows[kind]["all"].append(hit)
+        rows[kind]["sure"].append(hit and pairs[number, place].sure)
         # Half of it must still be a second for the copy that is a part.
         if facts[number].duration >= 2:
             rows[kind]["long"].append(hit)
@@ -155,10 +160,8 @@ def measure_copies(
         groups[" and ".join(sorted({index.paths[n].split("/")[0] for n in (pair.first, pair.second)}))] += 1
     count = sum(found.track is not None for found in facts)
     truth: dict[str, Any] | None = None
+    known = known_pairs(index, options.truth) if options.truth else set()
     if options.truth:
-        number_of = {name: i for i, name in enumerate(index.paths)}
-        with open(options.truth, encoding="utf-8") as file:
-            known = {tuple(sorted((number_of[r["first"]], number_of[r["second"]]))) for r in csv.DictReader(file)}
         truth = {"pairs": len(known), "found": len(known & {(pair.first, pair.second) for pair in among})}
     return {
         "copies": {kind: {name: [sum(hits), len(hits)] for name, hits in row.items()} for kind, row in rows.items()},
@@ -166,10 +169,36 @@ def measure_copies(
             "pairs_possible": count * (count - 1) // 2,
             "reported": len(among),
             "by_folder": dict(groups),
+            "by_truth": judged(index, among, known, options.scenes) if options.scenes else None,
             "search_seconds": seconds,
         },
         "truth": truth,
     }
+
+
+def known_pairs(index: Index, path: Path) -> set[tuple[int, int]]:
+    """The numbers of the videos that share footage, the smaller one first."""
+    number_of = {name: i for i, name in enumerate(index.paths)}
+    with open(path, encoding="utf-8") as file:
+        pairs = [sorted((number_of[row["first"]], number_of[row["second"]])) for row in csv.DictReader(file)]
+    return {(first, second) for first, second in pairs}
+
+
+def judged(index: Index, among: Sequence[Pair], known: set[tuple[int, int]], scenes: Path) -> dict[str, dict[str, int]]:
+    """How many of the pairs reported are what, by what `stmae check` calls them."""
+    with open(scenes, encoding="utf-8") as file:
+        scene_of = {row["path"]: row["scene"] for row in csv.DictReader(file)}
+    counts = {flag: dict.fromkeys(("the same footage", "one scene", "two scenes", "unknown"), 0) for flag in FLAGS}
+    for pair in among:
+        first, second = (scene_of.get(index.paths[n]) for n in (pair.first, pair.second))
+        if (pair.first, pair.second) in known:
+            what = "the same footage"
+        elif first is None or second is None:
+            what = "unknown"
+        else:
+            what = "one scene" if first == second else "two scenes"
+        counts[FLAGS[0] if pair.sure else FLAGS[1]][what] += 1
+    return counts
 
 
 def measure_stills(index: Index, facts: list[Facts], sample: list[int], folder: Path, workers: int) -> dict[str, Any]:
@@ -221,17 +250,31 @@ def measure_cuts(index: Index, facts: list[Facts], sample: list[int], folder: Pa
 
 
 def measure_packed(index: Index, sample: list[int], folder: Path) -> dict[str, float]:
-    """Bytes that a second of video takes at a short side of 256 pixels, a key frame every 16 frames and crf 23."""
+    """Bytes that a second of video takes as `stmae pack` writes it, at a short side of 256 pixels."""
     size = seconds = 0.0
     for number in sample:
         frames, rate = read(index.path(number))
         scale = 256 / min(frames[0].shape[:2])
         height, width = (2 * round(scale * side / 2) for side in frames[0].shape[:2])
         path = folder / "packed.mp4"
-        write_video(path, iter(shrunk(frames, height, width)), rate, options=x264(23, 16))
+        coding = X264 | {"g": str(Recipe.gop), "crf": str(Recipe.quality)}
+        write_video(path, iter(shrunk(frames, height, width)), rate, options=coding)
         size += path.stat().st_size
         seconds += len(frames) / float(rate)
     return {"bytes_per_second": size / seconds, "seconds": seconds}
+
+
+def by_truth(counts: dict[str, dict[str, int]] | None) -> list[str]:
+    """A table of what the pairs reported are."""
+    if counts is None:
+        return []
+    kinds = list(next(iter(counts.values())))
+    lines = [f"| called | {' | '.join(kinds)} |", "| --- " * (len(kinds) + 1) + "|"]
+    return [
+        *lines,
+        *(f"| {flag} | {' | '.join(str(row[kind]) for kind in kinds)} |" for flag, row in counts.items()),
+        "",
+    ]
 
 
 def page(report: dict[str, Any]) -> str:
@@ -252,9 +295,12 @@ def page(report: dict[str, Any]) -> str:
         "",
         f"Copies of {report['sample']} of the videos (scores above {SAME_MOTION}):",
         "",
-        "| copy | found | of videos of 2 s or more |",
-        "| --- | --- | --- |",
-        *(f"| {kind} | {share(row['all'])} | {share(row['long'])} |" for kind, row in report["copies"].items()),
+        "| copy | found | called duplicate, not alike | found of videos of 2 s or more |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {kind} | {share(row['all'])} | {share(row['sure'])} | {share(row['long'])} |"
+            for kind, row in report["copies"].items()
+        ),
         "",
         f"Among the videos themselves {among['reported']} of {among['pairs_possible']:,} pairs are reported:",
         "",
@@ -262,6 +308,7 @@ def page(report: dict[str, Any]) -> str:
         "| --- | --- |",
         *(f"| {names} | {count} |" for names, count in sorted(among["by_folder"].items())),
         "",
+        *by_truth(among["by_truth"]),
         *([f"Of the pairs known to share footage {share([report['truth']['found'], report['truth']['pairs']])} are"
            " found.", ""] if report["truth"] else []),
         f"Stills (the first frame for 2 s) that are called static (a change of at most {STATIC:g} grey levels):",
@@ -275,7 +322,7 @@ def page(report: dict[str, Any]) -> str:
         f"Hard cuts: {share(cuts['joints'])} joints of two videos are found, with {cuts['elsewhere']} reported"
         f" elsewhere in them; of the videos themselves {share(cuts['videos'])} have some.",
         "",
-        f"A second of packed video (short side 256, a key frame every 16 frames, crf 23) takes"
+        f"A second of packed video (short side 256, the rest as `stmae pack` does by itself) takes"
         f" {report['packed']['bytes_per_second'] / 1000:.1f} kB ({report['packed']['seconds']:.0f} s of the sample).",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -40,6 +40,8 @@ ENCODERS: dict[str, dict[str, str]] = {  # what differs from the recipe's own wa
     "medium preset": {"preset": "medium"},
     "with CABAC and deblocking": {"tune": "film"},
     "without B-frames": {"bf": "0"},
+    "B-frames and key frames as x264 likes": {"x264-params": "b-pyramid=none"},
+    "five B-frames": {"bf": "5"},
 }
 
 
@@ -105,7 +107,7 @@ def main() -> None:
         own = dict(encode.X264)
         for name, change in ENCODERS.items():
             encode.X264.update(own | change)
-            for gop in (16,) if change else (8, 16, 32, 250):
+            for gop in (17,) if change else (9, 17, 25, 250):
                 out = Path(folder) / f"{name} {gop}"
                 # In this process: another one would not know what was changed here.
                 row = packed(source, Recipe(short_side=options.short_side, gop=gop), 0, out)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,11 @@ SMALL: dict[str, Any] = {
     "decoder_depth": 1, "decoder_heads": 2, "epochs": 4, "batch_size": 4, "repeats": 2, "lr": 1e-3, "workers": 0,
     "precision": "fp32", "device": "cpu", "holdout": 0.3, "loggers": (), "log_every": 1, "evaluate_every": 5,
 }  # fmt: skip
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -100,6 +108,27 @@ def test_folders_at_addresses(videos: Path, tmp_path: Path) -> None:
     finally:
         for folder in ("/stmae-folder", "/stmae-empty"):
             memory.rm(folder, recursive=True)
+
+
+def test_folders_that_a_web_server_lists(videos: Path, tmp_path: Path) -> None:
+    """As Python's own server, Apache and nginx do, with folders, blanks and odd letters."""
+    served = tmp_path / "served" / "my videos"
+    shutil.copytree(videos, served / "a b" / "ü")
+    (served / "notes.txt").write_text("no video")
+    (served / "empty").mkdir()
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/my videos"
+            found = open_source(url, cache=Cache(tmp_path / "cache", 10**8))
+            assert [*names_of(found)] == [f"a b/ü/{name}" for name in names_of(scan(videos))]
+            assert found.label(0) == "a b"
+            assert contents(found) == [path.read_bytes() for path in sorted(videos.iterdir())]
+            with pytest.raises(UserError, match="holds no videos"):
+                open_source(f"{url}/empty", cache=Cache(tmp_path / "cache", 10**8))
+        finally:
+            server.shutdown()
 
 
 def test_missing_files_are_skipped_by_pack(server: FlakyServer, videos: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,23 +16,28 @@ from test_workers import assert_same
 
 from stmae.data.dataset import Sample, VideoClips
 from stmae.data.loader import Batch, ClipLoader
+from stmae.data.order import Kind
+from stmae.data.pack_plan import Job
+from stmae.data.packing import pack
 from stmae.data.remote import NetworkError
 from stmae.data.shards import Shards
 from stmae.data.sources import Source, scan
+from stmae.data.synthetic import write_videos
 from stmae.errors import UserError
 
 STEPS = 9
 GLOBAL = 8  # clips in a global batch, of two repeats
 
 
-def training(source: Source) -> VideoClips:
-    return VideoClips(source, frames=4, stride=4, image_size=(16, 24), repeats=2, seed=3)
+def training(source: Source, order: Kind = "global") -> VideoClips:
+    return VideoClips(source, frames=4, stride=4, image_size=(16, 24), repeats=2, seed=3, order=order)
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
-    """Videos, one of them damaged and one no video, as a folder and as tar files; small, so that tests are quick."""
-    from stmae.data.synthetic import write_videos
+    """Videos, one of them damaged and one no video, as a folder, as tar files and as `stmae pack` packs them; small, so
+    that tests are quick.
+    """
 
     folder = tmp_path_factory.mktemp("folder")
     write_videos(folder, count=5, seconds=(0.6, 1.0))
@@ -44,14 +50,26 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
         with tarfile.open(packed / f"{number:04d}.tar", "w") as tar:
             for path in part:
                 tar.add(path, path.name)
-    return {"folder": scan(folder), "shards": Shards.open(packed)}
+    ours = tmp_path_factory.mktemp("ours")
+    pack(Job(scan(folder), "folder", None, 30_000, 0), ours)
+    found: dict[str, Source] = {"folder": scan(folder), "shards": Shards.open(packed), "pack": Shards.open(ours)}
+    assert len({len(source) for source in found.values()}) == 1
+    assert all(len(np.unique(found[kind].blocks)) > 1 for kind in ("shards", "pack"))  # type: ignore[arg-type]
+    return found
 
 
 @pytest.fixture(scope="module")
-def expected(sources: dict[str, Source]) -> list[Batch]:
-    batches = list(itertools.islice(ClipLoader(training(sources["folder"]), batch_size=GLOBAL), STEPS))
-    assert any(bad.path == "text.mp4" for batch in batches for bad in batch.bad)
-    return batches
+def expected(sources: dict[str, Source]) -> dict[tuple[str, Kind], list[Batch]]:
+    """What one process without workers gives. In block order every source has its own: blocks are its shards."""
+    found: dict[tuple[str, Kind], list[Batch]] = {}
+    for kind, source in sources.items():
+        for order in ("global", "blocks"):
+            batches = list(itertools.islice(ClipLoader(training(source, order), batch_size=GLOBAL), STEPS))
+            assert any(bad.path.endswith("text.mp4") for batch in batches for bad in batch.bad)
+            found[kind, order] = batches
+    for kind in ("shards", "pack"):  # one and the same stream, however the videos lie
+        assert_same(found[kind, "global"], found["folder", "global"])
+    return found
 
 
 def whole(parts: list[Batch]) -> Batch:
@@ -62,24 +80,31 @@ def whole(parts: list[Batch]) -> Batch:
 
 @pytest.mark.slow
 @settings(
-    max_examples=8, deadline=None, derandomize=True,
+    max_examples=10, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(
-    kind=st.sampled_from(["folder", "shards"]),
+    kind=st.sampled_from(["folder", "shards", "pack"]),
+    order=st.sampled_from(["global", "blocks"]),
     layout=st.sampled_from([(0, 1), (2, 1), (8, 1), (0, 4), (1, 4), (1, 2)]),
     begin=st.integers(0, STEPS - 3),
     kills=st.lists(st.integers(0, 1), min_size=2, max_size=2),
 )
 def test_batches_are_the_same_however_they_are_made(
-    sources: dict[str, Source], expected: list[Batch], kind: str, layout: tuple[int, int], begin: int, kills: list[int]
+    sources: dict[str, Source],
+    expected: dict[tuple[str, Kind], list[Batch]],
+    kind: str,
+    order: Kind,
+    layout: tuple[int, int],
+    begin: int,
+    kills: list[int],
 ) -> None:
     workers, world_size = layout
     told: list[str] = []
     ranks = [
         ClipLoader(
-            training(sources[kind]), batch_size=GLOBAL // world_size, cursor=begin * GLOBAL // 2, workers=workers,
-            rank=rank, world_size=world_size, warn=told.append,
+            training(sources[kind], order), batch_size=GLOBAL // world_size, cursor=begin * GLOBAL // 2,
+            workers=workers, rank=rank, world_size=world_size, warn=told.append,
         )
         for rank in range(world_size)
     ]  # fmt: skip
@@ -90,7 +115,7 @@ def test_batches_are_the_same_however_they_are_made(
                 parts.append(next(rank))
                 if step < 2 and kills[step] and rank.pids:
                     os.kill(rank.pids[0], signal.SIGKILL)
-            assert_same([whole(parts)], [expected[begin + step]])
+            assert_same([whole(parts)], [expected[kind, order][begin + step]])
     finally:
         for rank in ranks:
             rank.close()

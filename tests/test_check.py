@@ -12,11 +12,13 @@ from test_survey import scene
 import stmae
 from stmae.data.copies import Pair
 from stmae.data.media import Media
+from stmae.data.opening import open_source
+from stmae.data.sources import names_of
 from stmae.data.survey import Facts
 from stmae.data.synthetic import write_video
 from stmae.errors import UserError
 from stmae.tasks import check as module
-from stmae.tasks.check import COLUMNS, Row, mark_duplicates, troubles
+from stmae.tasks.check import COLUMNS, Row, mark_duplicates, mark_leaks, troubles
 from stmae.tasks.check_report import TROUBLES, histogram
 
 SMALL = {"frames": 2, "stride": 2.0, "image_size": 32, "repeats": 1, "speed_seconds": 0.1, "workers": 2}
@@ -110,6 +112,27 @@ def test_the_best_of_a_group_is_kept_and_what_shares_little_is_no_duplicate() ->
     }
 
 
+def test_what_is_alike_for_less_than_a_second_is_no_duplicate() -> None:
+    def rows() -> list[Row]:
+        return [Row(name, Facts(duration=0.7, looked=0.7, width=320, height=240)) for name in "abc"]
+
+    again, copy = Pair(0, 1, 0.0, 0.6, 0.97), Pair(1, 2, 0.0, 0.6, 0.99)
+    assert (again.sure, copy.sure, Pair(0, 1, 0.0, 1.0, 0.96).sure) == (False, True, True)
+    ours = rows()
+    mark_duplicates(ours, [again, copy])
+    assert [(row.flags, row.duplicate_of) for row in ours] == [([], ""), (["alike"], "a"), (["duplicate"], "b")]
+    ours = rows()
+    mark_leaks(ours, [again, copy, Pair(1, 0, 0.0, 0.6, 0.975)], Names())
+    assert [(row.flags, row.leak_of) for row in ours] == [(["leak_alike"], "b"), (["leak"], "c"), ([], "")]
+
+
+class Names:
+    """Of another source."""
+
+    def name(self, item: int) -> str:
+        return "abc"[item]
+
+
 def test_flags_of_an_items_own_facts() -> None:
     sound = {"duration": 10.0, "motion": 50.0, "looked": 10.0}
     assert troubles(Facts(**sound), 2.0) == []
@@ -140,3 +163,25 @@ def test_clips_from_python_are_no_files() -> None:
 
     with pytest.raises(UserError, match="no files that could be checked"):
         stmae.check(torch.zeros(2, 3, 2, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.slow
+def test_copies_are_found_across_several_sources(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    write_video(more / "b again.mkv", (np.ascontiguousarray(f[::2, ::2]) for f in scene(1, 30)), 15)
+    (tmp_path / "list.txt").write_text("still.avi 0\nnone.mp4 1\n")
+    places = [folder / "in", tmp_path / "list.txt", more, folder / "b.mp4"]
+    given = {"root": folder, "leave_out": ("missing",)}
+    findings = stmae.check(places, out=tmp_path / "check.csv", **given, **SMALL)
+    flagged = {row.path: row.flags for row in findings.rows if row.flags}
+    assert flagged == {
+        f"{folder}/in/a-small.mkv": ["duplicate"],
+        f"{folder}/still.avi": ["static"],
+        f"{more}/b again.mkv": ["duplicate"],
+    }
+    assert "1 of the 2 entries" in capsys.readouterr().out
+    left = open_source(places, root=folder, checked=tmp_path / "check.csv", leave_out=("duplicate", "missing"))
+    assert [*names_of(left)] == [f"{folder}/in/a.mp4", f"{folder}/still.avi", f"{folder}/b.mp4"]

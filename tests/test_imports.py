@@ -55,3 +55,7 @@ def test_parts_import_only_what_they_may() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def test_packing_has_no_need_of_torch() -> None:
+    assert "torch" not in loaded_after("import stmae.tasks.pack, stmae.tasks.check, stmae.data.processes")

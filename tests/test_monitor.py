@@ -15,6 +15,7 @@ from small_run import small_model, write_clock
 import stmae
 from stmae.data.dataset import FixedClips
 from stmae.data.index import Index
+from stmae.data.loader import read_fixed
 from stmae.engine.distributed import ALONE
 from stmae.errors import UserError
 from stmae.metrics import knn_score
@@ -70,7 +71,7 @@ def monitor(folder: Path) -> Monitor:
     def clips(index: Index) -> FixedClips:
         return FixedClips(index, frames=8, stride=4.0, image_size=(32, 32))
 
-    return Monitor(folder, clips, ALONE, pytest.fail)
+    return Monitor(folder, clips, read_fixed, ALONE, pytest.fail)
 
 
 def test_class_folders_leave_one_out(labelled: Path) -> None:

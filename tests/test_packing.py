@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,17 @@ import numpy as np
 import pytest
 
 import stmae
+from stmae.data import media as media_module
 from stmae.data import pack_plan, packing, shard_writer
+from stmae.data.dataset import FixedClips
 from stmae.data.encode import Recipe, encode
+from stmae.data.entries import Entries, join
 from stmae.data.media import Media, original_name, read_clips, segment_name
 from stmae.data.pack_plan import Job, class_numbers
 from stmae.data.packing import pack
 from stmae.data.shards import Shards
 from stmae.data.sources import Index, scan, split
+from stmae.data.survey import survey
 from stmae.data.synthetic import write_video
 from stmae.data.video import Reading, every_frame
 from stmae.errors import UserError
@@ -82,8 +88,6 @@ def test_the_manifest_says_what_is_there(packed: Path) -> None:
     about = json.loads((packed / "stmae-pack.json").read_text())
     assert (about["items"], about["entries"]) == (8, 7)
     assert about["classes"] == {"jump high": 0, "walk": 1}
-    import hashlib
-
     for shard in [*about["shards"], about["index"]]:
         data = (packed / shard["name"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
@@ -414,3 +418,42 @@ def test_a_killed_pack_goes_on(videos: Path, tmp_path: Path) -> None:
     assert kills == 2
     strip = {"report.json": b""}
     assert content(out) | strip == content(tmp_path / "whole") | strip
+
+
+def test_changed_bytes_are_a_named_bad_file(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "copied"
+    shutil.copytree(packed, out)
+    shards = Shards.open(out)
+    media = shards.media(2)
+    assert media.crc == zlib.crc32(media.open().read())
+    data = bytearray(media.path.read_bytes())
+    data[media.offset + (media.size or 0) // 2] ^= 1  # what a decoder may well take for a picture
+    media.path.write_bytes(data)
+    clips = FixedClips(Shards.open(out), frames=2, stride=4, image_size=(16, 16))
+    (bad,) = clips[2].bad
+    assert bad.path == shards.name(2)
+    assert "checksum" in bad.reason
+    assert len(clips[2].clips) == 0
+    assert not clips[1].bad
+    assert "checksum" in survey(media).reason
+    stmae.pack(out, out=tmp_path / "again", workers=0)
+    report = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert [each["path"] for each in report["failures"] if "checksum" in each["reason"]] == [shards.name(2)]
+    monkeypatch.setattr(media_module, "VERIFIED", 10)  # larger ones take too long for every clip
+    assert not any("checksum" in bad.reason for bad in clips[2].bad)
+
+
+def test_packs_of_before_have_no_checksums_and_a_changed_index_is_told(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "old"
+    shutil.copytree(packed, out)
+    entries = Shards.open(packed).entries
+    old = Entries({name: array for name, array in entries.arrays.items() if name != "crc"}).to_bytes()
+    (out / "index.safetensors").write_bytes(old)
+    with pytest.raises(UserError, match="not the index of this pack"):
+        Shards.open(out)
+    about = json.loads((out / "stmae-pack.json").read_text())
+    about["index"]["sha256"] = hashlib.sha256(old).hexdigest()
+    (out / "stmae-pack.json").write_text(json.dumps(about))
+    assert Shards.open(out).media(0).crc is None
+    assert Shards.open(out).media(0).open().read() == Shards.open(packed).media(0).open().read()
+    assert join([Shards.open(out).entries, entries]).crc.tolist() == [-1] * 8 + entries.crc.tolist()

@@ -33,6 +33,18 @@ def test_the_arithmetic_of_ten_million_clips(capsys: pytest.CaptureFixture[str])
     assert "the GPUs work 25% of the time" in capsys.readouterr().out
 
 
+def test_the_rate_of_a_gpu_that_is_not_here_is_asked_for_or_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = {**GIVEN, "step_rate": None, "load_rate": 25.0}
+    with pytest.raises(UserError, match=r"no GPU.*--step-rate.*--gpu A100.*--gpu this"):
+        stmae.plan("10M", **given)
+    large, base = (stmae.plan("10M", gpu="a100", model=f"vit_{size}", **given) for size in ("large", "base"))
+    assert "assumed: 30% of its 312 TFLOP/s" in large.origins["step_rate"]
+    assert 100 < large.step_rate < base.step_rate / 1.5 < 400
+    faster = stmae.plan("10M", gpu="NVIDIA H100 80GB HBM3", **given)
+    assert faster.step_rate == pytest.approx(large.step_rate * 989 / 312)
+
+
 def test_numbers_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [count_of(text) for text in ("250000", "1e6", "10M", "1_000", "2.5k", "3B")] == [
         250000, 1000000, 10000000, 1000, 2500, 3000000000,
@@ -49,6 +61,8 @@ def test_what_makes_no_sense_is_told_together() -> None:
     text = str(caught.value)
     for words in ("videos 0", "gpus 0", "cores 0", "step_rate -1", "load_rate 0", "epochs 0", "vit_huge"):
         assert words in text
+    with pytest.raises(UserError, match=r"Known: H200, .*A100.* --step-rate"):
+        stmae.plan("10M", gpu="Voodoo 2", load_rate=1.0)
     with pytest.raises(UserError, match=r"1\.5 is no number of videos"):
         stmae.plan("1.5")
 
@@ -61,7 +75,7 @@ def test_the_default_of_the_packed_size_is_the_committed_measurement() -> None:
 
 @pytest.mark.slow
 def test_a_folder_is_measured(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = {"frames": 2, "image_size": 32, "measure_seconds": 0.1, "stride": 2.0, "gpus": 1, "cores": 2}
+    small = {"gpu": "this", "frames": 2, "image_size": 32, "measure_seconds": 0.1, "stride": 2.0, "gpus": 1, "cores": 2}
     forecast = stmae.plan(str(videos), model="vit_tiny", repeats=2, **small)
     assert forecast.videos == 6
     assert 1.4 < forecast.seconds < 2.1

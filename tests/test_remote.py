@@ -121,8 +121,8 @@ def test_other_file_systems(cache: Cache, folder: Path) -> None:
     finally:
         memory.rm("/stmae-test", recursive=True)
     assert cache.fetch(f"file://{folder}/a.bin").read_bytes() == CONTENT
-    with pytest.raises(NetworkError, match="cannot be listed"):
-        list_files("https://host/videos")
+    with serving(folder) as server, pytest.raises(NetworkError, match="cannot be listed"):
+        list_files(f"{server.url}/videos")
 
 
 def test_a_file_is_read_piece_by_piece(folder: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from stmae.data.dataset import Sample, VideoClips
-from stmae.data.loader import Batch, ClipLoader
+from stmae.data import workers
+from stmae.data.dataset import FixedClips, Sample, VideoClips
+from stmae.data.loader import Batch, ClipLoader, read_fixed
 from stmae.data.sources import TensorSource, scan
 from stmae.data.workers import Verdict
 from stmae.errors import UserError
@@ -184,3 +185,61 @@ def test_verdicts_hold_without_workers(videos: Path) -> None:
     assert [(bad.path, bad.reason) for bad in batch.bad] == [(clips.source.name(item), "as it was")]
     assert batch.verdicts == [Verdict(1, item, "as it was")]
     assert plain.verdicts == []
+
+
+class Deadly(FixedClips):
+    """Reading `item` in a worker process ends it, or hangs."""
+
+    def __init__(self, videos: Path, trouble: str, item: int) -> None:
+        super().__init__(scan(videos), frames=4, stride=4, image_size=(16, 24))
+        self.trouble, self.troubled, self.main = trouble, item, os.getpid()
+
+    def _read(self, item: int, keys: list[int], begin: Any = lambda item: None) -> Sample:
+        begin(item)
+        if item == self.troubled and os.getpid() != self.main:
+            if self.trouble == "sleep":
+                time.sleep(600)
+            os.kill(os.getpid(), getattr(signal, self.trouble))
+        return super()._read(item, keys, begin)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["SIGSEGV", "sleep"])
+def test_held_out_files_that_end_or_hold_up_their_reader_are_bad_ones(videos: Path, trouble: str) -> None:
+    clips = Deadly(videos, trouble, 3)
+    told: list[str] = []
+    items = [5, 3, 0, 1]
+    found = list(read_fixed(clips, items, workers=2, timeout=1.0, warn=told.append))
+    assert [sample.item for sample in found] == items
+    for sample in found:
+        if sample.item == 3:
+            (bad,) = sample.bad
+            assert bad.verdict
+            assert ("SIGSEGV" if trouble == "SIGSEGV" else "longer than 1 s") in bad.reason
+            assert sample.clips.shape == (0, 3, 4, 16, 24)
+        else:
+            assert torch.equal(sample.clips, clips[sample.item].clips)
+            assert sample.keys.tolist() == clips[sample.item].keys.tolist()
+    assert len(told) == 2
+    kept = [Verdict(3, 3, "as before")]
+    (known,) = read_fixed(clips, [3], workers=1, verdicts=kept, warn=told.append)
+    assert (known.bad[0].reason, len(told)) == ("as before", 2)
+    (here,) = read_fixed(clips, [3], verdicts=kept)
+    assert here.bad == known.bad
+
+
+@pytest.mark.slow
+def test_workers_make_room_for_new_ones_and_nobody_notices(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "LIFE", 4)
+    clips = Disturbed(videos)
+    expected = list(itertools.islice(ClipLoader(clips, batch_size=4), 16))
+    told: list[str] = []
+    found, pids = [], set[int]()
+    with ClipLoader(clips, batch_size=4, workers=2, warn=told.append) as loader:
+        for batch in itertools.islice(loader, 16):
+            found.append(batch)
+            pids |= {*loader.pids}
+    assert_same(found, expected)
+    assert told == []
+    assert 7 <= len(pids) <= 12  # 32 slots and those ahead, 4 each
+    assert all(gone(pid) for pid in pids)

@@ -47,6 +47,11 @@ def open_address(
         return Shards.open_pack(url, cache)
     except MissingError:
         files = list_files(url)
+    if "frames" in media:
+        raise UserError(
+            f'folders of frames cannot be read from an address ("{url}"): each is many small files.',
+            "Pack them where they lie: stmae pack FOLDER --media frames --short-side 256 --out SHARDS, and give these.",
+        )
     tars = [file for file in files if file.name.lower().endswith(".tar")]
     if tars:
         return Shards.open_tars(url, tars, cache)

@@ -32,6 +32,8 @@ SAME_MOTION = 0.95  # correlation of their changes over time
 STILL = 1.0  # grey levels: root mean square of the changes below which there is nothing to compare ...
 SAME_STILL = 1.5  # ... but the pictures themselves, whose difference must then be smaller than this
 SURE = 0.97  # score from which on no crop is tried
+# Below a second the same move, made again in front of the same camera, scores up to 0.99: from here on most are copies.
+SHORT, SAME_IN_SHORT = 1.0, 0.98
 CROPS = (0.95, 0.9, 0.85, 0.8)  # sides of the part of one video that the other may show
 
 
@@ -51,6 +53,11 @@ class Pair:
     offset: float
     seconds: float
     score: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is a copy, rather than perhaps the same move again (see docs/results/check.md)."""
+        return self.seconds >= SHORT or self.score > SAME_IN_SHORT
 
 
 def find_copies(tracks: Sequence[Track | None], others: Sequence[Track | None] | None = None) -> list[Pair]:

@@ -73,6 +73,8 @@ class Sample:
 class _Clips(Dataset[Sample]):
     """What training and evaluation clips share: their shape, and reading them."""
 
+    repeats = 1
+
     def __init__(
         self,
         source: Source,
@@ -97,6 +99,17 @@ class _Clips(Dataset[Sample]):
             )
         problems.raise_any()
 
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Of a slot's clips: (R, C, T, H, W)."""
+        channels = self.source.shape[0] if isinstance(self.source, TensorSource) else self.values.channels
+        return (self.repeats, channels, self.frames, *self.image_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the clips."""
+        return self.source.dtype if isinstance(self.source, TensorSource) else self.values.dtype
+
     def _read(self, item: int, keys: list[int], begin: Callable[[int], None] = _unwatched) -> Sample:
         """The clips with these keys from one item.
 
@@ -118,7 +131,7 @@ class _Clips(Dataset[Sample]):
 
     def _decode(self, media: Media, item: int, keys: list[int]) -> Sample:
         height, width = self.image_size
-        values, media = self.values, self.source.media(item)
+        values = self.values
         pixels = torch.empty(len(keys), self.frames, height, width, values.channels, dtype=values.dtype)
         filling: dict[int, _Filling] = {}
         shrunk = [False] * len(keys)
@@ -207,17 +220,6 @@ class VideoClips(_Clips):
 
     def __len__(self) -> int:
         return len(self._whole_order())  # of one pass; slots go on beyond it
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """Of a slot's clips: (R, C, T, H, W)."""
-        channels = self.source.shape[0] if isinstance(self.source, TensorSource) else self.values.channels
-        return (self.repeats, channels, self.frames, *self.image_size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the clips."""
-        return self.source.dtype if isinstance(self.source, TensorSource) else self.values.dtype
 
     def place(self, slot: int) -> Place:
         """What a slot shows, whether or not it can be read."""
@@ -308,12 +310,27 @@ class FixedClips(_Clips):
     def __getitem__(self, item: int) -> Sample:
         if not 0 <= item < len(self):
             raise IndexError(item)  # ends a for loop over the dataset
+        return self.sample(self.place(item))
+
+    def place(self, slot: int) -> Place:
+        """Of a slot's item, which has the same number: so that worker processes read these clips as they do others."""
+        return Place(slot, slot, 0)
+
+    def sample(
+        self,
+        place: Place,
+        verdicts: Mapping[int, str] = NO_VERDICTS,
+        begin: Callable[[int], None] = _unwatched,
+    ) -> Sample:
+        """The clip of an item; arguments as for `VideoClips.sample`."""
+        item = place.item
         try:
-            return self._read(item, [choice.clip_key(self.seed, -1, item, 0)])
+            if item in verdicts:
+                raise DecodeError(self.source.name(item), verdicts[item])
+            return self._read(item, [choice.clip_key(self.seed, -1, item, 0)], begin)
         except DecodeError as error:
-            shape = (0, self.values.channels, self.frames, *self.image_size)
-            none = torch.empty(shape, dtype=self.values.dtype)
-            bad = [BadFile(self.source.name(item), error.reason, item)]
+            none = torch.empty(0, *self.shape[1:], dtype=self.dtype)
+            bad = [BadFile(self.source.name(item), error.reason, item, verdict=item in verdicts)]
             return Sample(none, torch.empty(0, dtype=torch.int64), item, bad)
 
     def _times(self, duration: float, key: int) -> choice.ClipTimes:

@@ -22,6 +22,7 @@ from typing import Any
 import av
 import numpy as np
 
+from stmae.data import frame_folders
 from stmae.data.container import DecodeError, quarter_turns, reasons
 from stmae.data.media import Media
 from stmae.data.video import TOLERANCE, Reading, every_frame
@@ -31,8 +32,11 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno
 SLACK = 1.01  # a video counts as too fast from so many times the rate asked for
 
 # Measured on real clips (docs/decisions.md): without CABAC and deblocking, decoding takes 40 % less time for 12 % more
-# bytes; B-frames that nothing refers to are skipped by the reader where they are not wanted.
-X264 = {"preset": "veryfast", "tune": "fastdecode", "bf": "3", "x264-params": "b-pyramid=none", "threads": "1"}
+# bytes; B-frames that nothing refers to are skipped by the reader where they are not wanted, so there are always three
+# of them between others (x264 left to itself uses fewer), and cuts do not move the key frames.
+FIXED = "b-pyramid=none:b-adapt=0:scenecut=0"
+X264 = {"preset": "veryfast", "tune": "fastdecode", "bf": "3", "x264-params": FIXED, "threads": "1"}
+GOP = 17  # frames: IBBBPBBBPBBBPBBBP, so that no group ends with a shorter run
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Recipe:
 
     short_side: int | None = 256
     fps: float | None = None
-    gop: int = 16
+    gop: int = GOP
     quality: int = 23
     segment: float | None = None
 
@@ -108,7 +112,8 @@ def _timed(media: Media, recipe: Recipe, reading: Reading) -> Iterator[tuple[flo
     shown: tuple[float, av.VideoFrame] | None = None
     shape: _Shape | None = None
     step = 0  # of the resampled video
-    for time, frame in every_frame(media, reading):
+    source = frame_folders.every_frame if media.kind == "frames" else every_frame
+    for time, frame in source(media, reading):
         shape = shape or _Shape(frame, recipe.short_side)
         fast = recipe.fps is not None and reading.rate > SLACK * recipe.fps
         if shown is not None:

@@ -4,6 +4,7 @@ The file is a safetensors file (8 bytes with the length of a JSON header, the he
 is read by mapping it into memory, here or with the `safetensors` library. Columns, n rows:
 
     offset, size        int64 (n,)      the bytes of the video in its shard; size 0: there are none, see `reason`
+    crc                 int64 (n,)      CRC-32 of these bytes, -1 where unknown; packs of before have no such column
     start, end          float64 (n,)    the span of the original that the bytes show, in seconds; NaN where unknown
     name                texts           the path in the source, forward slashes; a segment ends in #t=start,end
     shard label ending reason           texts that repeat: int32 (n,) numbers in a table of texts, -1 for none
@@ -24,7 +25,7 @@ from stmae.data.names import Names, bounds_of, encoded
 
 VERSION = 1
 
-_NUMBERS = {"offset": "I64", "size": "I64", "start": "F64", "end": "F64"}
+_NUMBERS = {"offset": "I64", "size": "I64", "crc": "I64", "start": "F64", "end": "F64"}
 _REPEATING = ("shard", "label", "ending", "reason")
 _DTYPES = {"I64": "<i8", "F64": "<f8", "I32": "<i4", "U8": "u1"}
 
@@ -34,6 +35,7 @@ class Entries:
 
     Attributes:
         offset, size: int64 (n,), of the bytes in the shard.
+        crc: int64 (n,), their CRC-32; -1 for unknown.
         start, end: float64 (n,), seconds.
         name: Names (n,).
         shard, label, ending, reason: int32 (n,), numbers in `tables[...]`; -1 for none.
@@ -43,6 +45,7 @@ class Entries:
     def __init__(self, arrays: Mapping[str, np.ndarray], path: Path | None = None) -> None:
         self.arrays, self._path = dict(arrays), path
         self.offset, self.size = arrays["offset"], arrays["size"]
+        self.crc = arrays.get("crc", np.broadcast_to(np.int64(-1), len(self.offset)))
         self.start, self.end = arrays["start"], arrays["end"]
         self.shard, self.label = arrays["shard"], arrays["label"]
         self.ending, self.reason = arrays["ending"], arrays["reason"]
@@ -146,6 +149,7 @@ class EntriesBuilder:
         offset: int,
         size: int,
         ending: str,
+        crc: int = -1,
         label: str | None = None,
         start: float = float("nan"),
         end: float = float("nan"),
@@ -153,7 +157,7 @@ class EntriesBuilder:
     ) -> None:
         """Appends a row; see `Entries`."""
         self._names.append(name)
-        for column, number in (("offset", offset), ("size", size), ("start", start), ("end", end)):
+        for column, number in zip(_NUMBERS, (offset, size, crc, start, end), strict=True):
             self._numbers[column].append(number)
         for column, text in (("shard", shard), ("label", label), ("ending", ending), ("reason", reason)):
             table = self._tables[column]

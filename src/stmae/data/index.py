@@ -88,6 +88,8 @@ def label_of(name: str) -> str | None:
 
 
 MEDIA: dict[str, Kind] = {"videos": "video", "arrays": "array", "images": "image"}  # in the order of preference
+FRAMES = "frames"  # of a video, as the pictures in a folder: taken where it is asked for, as they look like any images
+FEWEST = 2  # pictures in a folder that are a video
 
 
 def scan(folder: str | Path, media: Sequence[str] = (), say: Callable[[str], None] = lambda text: None) -> Index:
@@ -98,8 +100,9 @@ def scan(folder: str | Path, media: Sequence[str] = (), say: Callable[[str], Non
 
     Args:
         folder: to be looked through.
-        media: what to take: "videos", "images", "arrays"; empty for videos, or arrays where there are none, or images
-            where there are neither: pictures beside videos are thumbnails, as a rule.
+        media: what to take: "videos", "images", "arrays", "frames" (each folder of pictures is a video); empty for
+            videos, or arrays where there are none, or images where there are neither: pictures beside videos are
+            thumbnails, as a rule.
         say: is told what was left out.
 
     Raises:
@@ -110,7 +113,9 @@ def scan(folder: str | Path, media: Sequence[str] = (), say: Callable[[str], Non
     for path in files_below(root):
         found.setdefault(kind_of(path), []).append(path)
     taken = list(media) or [next((word for word in MEDIA if MEDIA[word] in found), "videos")]
-    paths = [path for word in taken for path in found.get(MEDIA[word], ())]
+    if FRAMES in taken:
+        found["frames"] = _folders(found.pop("image", []))
+    paths = [path for word in taken for path in found.get(MEDIA.get(word, "frames"), ())]
     if not paths:
         raise _nothing(folder, root, media)
     others = [word for word in MEDIA if word not in taken and MEDIA[word] in found]
@@ -125,9 +130,15 @@ def scan(folder: str | Path, media: Sequence[str] = (), say: Callable[[str], Non
 def require_media(folder: str | Path, media: Sequence[str] = ()) -> None:
     """Raises what `scan` would raise; stops at the first file that it would take, however many there are."""
     root = absolute_folder(folder)
-    kinds = {MEDIA[word] for word in media or MEDIA}
+    kinds = {MEDIA.get(word, "image") for word in media or MEDIA}
     if not any(kind_of(path) in kinds for path in files_below(root)):
         raise _nothing(folder, root, media)
+
+
+def _folders(pictures: Sequence[str]) -> list[str]:
+    """The folders that hold several pictures, as names of items: with a slash at the end."""
+    counts = Counter(path.rpartition("/")[0] for path in pictures)
+    return [f"{folder or '.'}/" for folder, count in counts.items() if count >= FEWEST]
 
 
 def _arrays_in(root: Path, path: str) -> list[str]:

@@ -304,8 +304,8 @@ def _of_subset(path: Path, rows: list[Row], subset: str) -> list[Row]:
 def locate(root: Path, entries: Sequence[str], below: Callable[[Path], Sequence[str]]) -> tuple[list[str], list[int]]:
     """Where the entries of a list lie below a folder.
 
-    An entry is a path relative to `root`, with or without its ending; or a file's name, with or without its ending,
-    that only one file below `root` has.
+    An entry is a path relative to `root`, with or without its ending; or a folder of frames, which gets a slash; or a
+    file's name, with or without its ending, that only one file below `root` has.
 
     Args:
         root: the folder, absolute.
@@ -317,6 +317,10 @@ def locate(root: Path, entries: Sequence[str], below: Callable[[Path], Sequence[
     """
     missing = [i for i, there in enumerate(_exist(root, entries)) if not there]
     found = list(entries)
+    if any((root / entries[i]).is_dir() for i in missing[:20]):  # folders with the frames of each video
+        for i in missing:
+            found[i] = f"{entries[i].rstrip('/')}/" if (root / entries[i]).is_dir() else entries[i]
+        missing = [i for i in missing if not found[i].endswith("/")]
     if not missing:
         return found, []
     exact: dict[str, str] = {}
@@ -342,7 +346,7 @@ def _exist(root: Path, entries: Sequence[str]) -> list[bool]:
         if count >= 100:
             try:
                 with os.scandir(root / folder) as inside:
-                    listed[folder] = {entry.name for entry in inside}
+                    listed[folder] = {entry.name for entry in inside if not entry.is_dir()}
             except OSError:
                 listed[folder] = set()
     prefix = os.fspath(root)

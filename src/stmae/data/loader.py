@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from stmae.data.dataset import BadFile, Sample, VideoClips
+from stmae.data.dataset import BadFile, FixedClips, Sample, VideoClips
 from stmae.data.workers import FILE_TIMEOUT, Verdict, Workers, by_slot
 from stmae.errors import UserError
 
@@ -189,13 +190,49 @@ class ClipLoader:
 class _InProcess:
     """What `Workers` does, without any: nothing is decoded ahead, and nothing guards against a crash."""
 
-    def __init__(self, dataset: VideoClips, slots: Iterator[int], verdicts: Iterable[Verdict]) -> None:
+    def __init__(self, dataset: VideoClips | FixedClips, slots: Iterator[int], verdicts: Iterable[Verdict]) -> None:
         self._dataset, self._slots = dataset, slots
         self._verdicts = by_slot(verdicts)
 
-    def __next__(self) -> Sample:
+    def __iter__(self) -> Iterator[Sample | Exception]:
+        return self
+
+    def __next__(self) -> Sample | Exception:
         slot = next(self._slots)
         return self._dataset.sample(self._dataset.place(slot), self._verdicts.get(slot, {}))
 
     def close(self) -> None:
         """There is nothing to end."""
+
+
+def read_fixed(
+    clips: FixedClips,
+    items: Sequence[int],
+    *,
+    workers: int = 0,
+    timeout: float | None = FILE_TIMEOUT,
+    verdicts: Iterable[Verdict] = (),
+    warn: Callable[[str], None] = warnings.warn,
+) -> Iterator[Sample]:
+    """The fixed clips of some items, in order, read as training clips are: a file may crash its decoder, or hang in it.
+
+    Args:
+        clips: of a source.
+        items: which ones, each once.
+        workers, timeout, warn: as for `ClipLoader`.
+        verdicts: of an earlier part of the run, the item standing for the slot. New ones are among the samples' `bad`.
+
+    Raises:
+        UserError: workers end faster than they decode.
+    """
+    count = min(workers, len(items))
+    if not count:
+        samples: Workers | _InProcess = _InProcess(clips, iter(items), verdicts)
+    else:
+        ahead = BATCHES_AHEAD * count
+        samples = Workers(clips, iter(items), count, ahead=ahead, timeout=timeout, verdicts=verdicts, warn=warn)
+    with contextlib.closing(samples):
+        for sample in samples:
+            if isinstance(sample, Exception):
+                raise sample
+            yield replace(sample, clips=sample.clips.clone()) if count else sample  # the workers' memory is used again

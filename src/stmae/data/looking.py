@@ -54,12 +54,13 @@ def look(source: Source, recipe: Recipe | None, work: Path, item: int) -> Looked
         return Looked(reason=error.reason)
     looked = Looked(ending=os.path.splitext(media.name)[1].lower())
     try:
-        looked.size = os.stat(media.path).st_size - media.offset if media.size is None else media.size
+        looked.size = media.bytes
     except OSError as error:
         looked.reason = f"cannot be read: {error.strerror}"
         return looked
     try:
-        if media.kind == "video" and recipe is not None:
+        media.verify()
+        if media.kind in ("video", "frames") and recipe is not None:
             _write_anew(media, recipe, work, item, looked)
         else:
             _probe(media, looked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ IMAGE_EXTENSIONS = frozenset(_IMAGES.split())
 _ARRAYS = "h5 hdf5 npy npz tif tiff"
 ARRAY_EXTENSIONS = frozenset(_ARRAYS.split())
 
-Kind = Literal["video", "image", "array"]
+Kind = Literal["video", "image", "array", "frames"]
 SEGMENT = "#t="
+VERIFIED = 2**24  # bytes: of what is larger, the checksum is looked at by `stmae check` and `stmae pack` alone
 INSIDE = "::"  # "file.h5::group/clip" is one array of several in a file
 
 Choose = Callable[[int, float], "Sequence[float] | np.ndarray"]
@@ -35,7 +37,12 @@ Take = Callable[[int, int, "np.ndarray"], None]
 
 
 def kind_of(name: str) -> Kind | None:
-    """What a file is by its name's ending, in capitals or not; None for what is none of ours."""
+    """What a file is by its name's ending, in capitals or not; None for what is none of ours.
+
+    A name that ends in a slash is a folder with the frames of one video.
+    """
+    if name.endswith("/"):
+        return "frames"
     ending = os.path.splitext(split_name(name)[0])[1].lower()[1:]
     if ending in VIDEO_EXTENSIONS:
         return "video"
@@ -71,12 +78,14 @@ class Media:
         path: of the file that holds the bytes.
         offset: where they begin.
         size: how many they are; None for all up to the file's end.
+        crc: their CRC-32, where it is known what they should be.
     """
 
     name: str
     path: Path
     offset: int = 0
     size: int | None = None
+    crc: int | None = None
 
     @classmethod
     def of(cls, what: Media | str | Path) -> Media:
@@ -85,6 +94,13 @@ class Media:
 
     def __str__(self) -> str:
         return str(self.path) if self.whole else f"{self.name} in {self.path}"
+
+    @property
+    def bytes(self) -> int:
+        """How many there are; of a folder of frames, those of its files. Raises OSError."""
+        if self.kind == "frames":
+            return sum(entry.stat().st_size for entry in os.scandir(self.path))
+        return os.stat(self.path).st_size - self.offset if self.size is None else self.size
 
     @property
     def whole(self) -> bool:
@@ -109,6 +125,35 @@ class Media:
             file.seek(self.offset)
             return io.BytesIO(file.read(-1 if self.size is None else self.size))
 
+    def verify(self, most: int | None = None) -> None:
+        """Holds the bytes against their checksum, if there is one.
+
+        Args:
+            most: bytes; what is larger is let through.
+
+        Raises:
+            DecodeError: they are not what was packed.
+        """
+        if self.crc is None:
+            return
+        from stmae.data.container import DecodeError
+
+        try:
+            left = self.bytes
+            if most is not None and left > most:
+                return
+            crc = 0
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                while left and (part := file.read(min(left, 2**20))):
+                    left, crc = left - len(part), zlib.crc32(part, crc)
+        except OSError as error:
+            raise DecodeError(self, f"cannot be opened: {error.strerror}") from None
+        if left or crc != self.crc:
+            raise DecodeError(
+                self, "its bytes are not those that were packed (the checksum differs): copy or pack anew"
+            )
+
 
 def read_clips(media: Media | str | Path, clips: int, choose: Choose, take: Take) -> Reading:
     """Reads several clips of one item in a single pass over it, whatever it is.
@@ -126,6 +171,7 @@ def read_clips(media: Media | str | Path, clips: int, choose: Choose, take: Take
         DecodeError: not one picture can be decoded.
     """
     media = Media.of(media)
+    media.verify(VERIFIED)
     # Each reader brings a library of its own, which is loaded when it is first needed.
     if media.kind == "video":
         from stmae.data import video
@@ -135,6 +181,10 @@ def read_clips(media: Media | str | Path, clips: int, choose: Choose, take: Take
         from stmae.data import images
 
         return images.read_clips(media, clips, choose, take)
+    if media.kind == "frames":
+        from stmae.data import frame_folders
+
+        return frame_folders.read_clips(media, clips, choose, take)
     from stmae.data import arrays
 
     return arrays.read_clips(media, clips, choose, take)

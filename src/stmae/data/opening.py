@@ -24,8 +24,8 @@ from stmae.errors import Problems, UserError, did_you_mean
 Say = Callable[[str], None]
 MISSING = "missing"  # may be left out like what `stmae check` finds
 REASONS = (
-    MISSING, "unreadable", "audio", "damaged", "short", "static", "cuts", "duplicate", "overlap", "leak",
-    "variable_rate", "far_keys",
+    MISSING, "unreadable", "audio", "damaged", "short", "static", "cuts", "duplicate", "overlap", "alike", "leak",
+    "leak_alike", "variable_rate", "far_keys",
 )  # fmt: skip
 
 

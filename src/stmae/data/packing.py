@@ -204,7 +204,7 @@ class _Packer:
         return self._writer
 
     def _store(self, writer: ShardWriter, entry: _Entry) -> None:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", entry.name.rpartition("/")[2].partition(".")[0])[:60]
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", entry.name.rstrip("/").rpartition("/")[2].partition(".")[0])[:60]
         key = f"{self._totals.entries:09d}-{stem}"
         media = Media.of(entry.part.path) if entry.part else self._job.source.media(self._item)
         try:
@@ -213,9 +213,9 @@ class _Packer:
             raise UnreadableError(f"cannot be read: {error.strerror}") from None
         before = writer.bytes
         with file:
-            offset = writer.add(key, entry.ending, file, entry.size, entry.texts)
+            offset, crc = writer.add(key, entry.ending, file, entry.size, entry.texts)
         writer.rows.add(
-            name=entry.name, shard=writer.record.name, offset=offset, size=entry.size, ending=entry.ending,
+            name=entry.name, shard=writer.record.name, offset=offset, size=entry.size, ending=entry.ending, crc=crc,
             label=entry.label, start=entry.start, end=entry.end,
         )  # fmt: skip
         seconds = entry.end - entry.start

@@ -123,11 +123,9 @@ def list_files(folder: str) -> list[RemoteFile]:
         NetworkError: it cannot be listed.
     """
     if _scheme(folder) in ("http", "https"):
-        raise NetworkError(
-            f'"{folder}" cannot be listed: web servers do not say what they hold.',
-            "Give the address of packed shards (a folder with stmae-pack.json), of tar files "
-            "(https://.../shard-{000..127}.tar) or a list file with one address per line.",
-        )
+        from stmae.data.listings import list_pages
+
+        return list_pages(folder)
 
     def load() -> list[RemoteFile]:
         with _answers(folder):

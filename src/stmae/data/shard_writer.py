@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,11 +90,13 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by __exit__)
 
-    def add(self, key: str, ending: str, file: IO[bytes] | FileRange, size: int, texts: dict[str, bytes]) -> int:
+    def add(
+        self, key: str, ending: str, file: IO[bytes] | FileRange, size: int, texts: dict[str, bytes]
+    ) -> tuple[int, int]:
         """Appends `size` bytes of a file as the member `key + ending`, and small members `key + <name>` after it.
 
         Returns:
-            Where the bytes begin in the shard.
+            Where the bytes begin in the shard, and their CRC-32.
 
         Raises:
             UnreadableError: the file is at fault. The shard is as it was.
@@ -103,7 +106,7 @@ class ShardWriter:
         try:
             self._write(header(key + ending, size))
             offset = self.bytes
-            left = size
+            left, crc = size, 0
             while left:
                 try:
                     part = file.read(min(left, CHUNK))
@@ -112,7 +115,7 @@ class ShardWriter:
                 if not part:
                     raise UnreadableError("became shorter while it was packed")
                 self._write(part)
-                left -= len(part)
+                left, crc = left - len(part), zlib.crc32(part, crc)
         except UnreadableError:
             self._file.seek(place)
             self._file.truncate()
@@ -121,7 +124,7 @@ class ShardWriter:
         self._write(padding(size))
         for name, text in texts.items():
             self._write(small(key + name, text))
-        return offset
+        return offset, crc
 
     @property
     def size(self) -> int:

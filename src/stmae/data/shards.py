@@ -90,6 +90,7 @@ class Shards:
             about = _manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))
             for shard in about["shards"]:
                 _check_size(path / shard["name"], shard["bytes"])
+            _check_index(path / INDEX, about["index"]["sha256"])
             return cls(path, _entries(path / INDEX), about=about)
         if (path / WORKSHOP).is_dir():
             raise UserError(
@@ -159,13 +160,16 @@ class Shards:
         # What lay inside a file with others is one of its own here.
         name = name if name.lower().endswith(ending) else name.replace(INSIDE, "/") + ending
         shard = cast(str, self.entries.text("shard", row))
-        offset, size = int(self.entries.offset[row]), int(self.entries.size[row])
+        offset, size, known = (
+            int(column[row]) for column in (self.entries.offset, self.entries.size, self.entries.crc)
+        )
+        crc = None if known < 0 else known
         if self._cache is None:
-            return Media(name, self.root / Path(shard), offset, size)
+            return Media(name, self.root / Path(shard), offset, size, crc)
         url, version = join_url(str(self.root), shard), self._versions.get(shard, "")
         if self.fetch_whole:
-            return Media(name, self._cache.fetch(url, version=version), offset, size)
-        return Media(name, self._cache.fetch_range(url, offset, size, ending=ending, version=version))
+            return Media(name, self._cache.fetch(url, version=version), offset, size, crc)
+        return Media(name, self._cache.fetch_range(url, offset, size, ending=ending, version=version), crc=crc)
 
     @property
     def names(self) -> Names:
@@ -233,6 +237,13 @@ def _check_size(path: Path, size: int) -> None:
         raise UserError(f'"{path}" cannot be read: {error.strerror}.', "Bring it back, or pack again.") from None
     if found != size:
         raise UserError(f'"{path}" has {found:,} bytes instead of {size:,}.', "Copy it again, or pack again.")
+
+
+def _check_index(path: Path, sha256: str) -> None:
+    """An index that was changed would have wrong bytes taken for videos."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # `_entries` says why it cannot be read
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise UserError(f'"{path}" is not the index of this pack.', "Copy it again, or pack again.")
 
 
 def _entries(path: Path) -> Entries:

@@ -94,7 +94,8 @@ def survey(media: Media, look: float = 60.0) -> Facts:
     """
     facts = Facts(kind=media.kind)
     try:
-        facts.bytes = os.stat(media.path).st_size - media.offset if media.size is None else media.size
+        facts.bytes = media.bytes
+        media.verify()
         if media.kind == "video":
             _read_format(media, facts)
             _read_packets(media, facts)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from stmae.data.arrays import open_frames
 from stmae.data.container import DecodeError
 from stmae.data.media import ARRAY_EXTENSIONS, INSIDE, Media, kind_of
 from stmae.data.sources import Index, Source, is_shards, parts_of
+
+if TYPE_CHECKING:  # `stmae pack` has no need of torch
+    import torch
 
 TRIES = 100  # arrays looked at until one can be read
 
@@ -39,6 +42,8 @@ class Values:
 
     @property
     def dtype(self) -> torch.dtype:
+        import torch
+
         return torch.float32 if self.floating else torch.uint8
 
     def of(self, frame: np.ndarray, media: Media) -> np.ndarray:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import mmap
 import multiprocessing
-import os
 import pickle
 import signal
 import time
@@ -23,13 +21,13 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection, reduction
+from multiprocessing import connection
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from stmae.data.dataset import Sample, VideoClips
+from stmae.data.blocks import Blocks
+from stmae.data.dataset import FixedClips, Sample, VideoClips
 from stmae.data.order import Place
 from stmae.data.shared import nameless
 from stmae.data.sources import TensorSource
@@ -41,6 +39,7 @@ MAX_STRIKES = 2  # workers that a file may cost, before it is a bad one; in late
 MAX_AHEAD = 64  # slots that one worker is given at a time: what a pipe surely holds
 LOOK_EVERY = 1.0  # seconds
 TRIM_EVERY = 100  # slots
+LIFE = 2000  # slots after which a worker makes room for a new one: what decoders keep for good goes with it
 ORPHAN_FACTOR = 10  # a worker ends itself after so many timeouts in one file, should nobody be there to end it
 
 
@@ -76,6 +75,7 @@ class _Worker:
     process: multiprocessing.process.BaseProcess
     channel: connection.Connection
     tasks: deque[_Task]  # given to it and not answered
+    left: int  # slots that it may still be given
     seen: tuple[int, int] | None = None  # the slot and item it was on when last looked at,
     seconds: float = 0.0  # and for how long that was waited for
     over_time: bool = False
@@ -85,11 +85,11 @@ class Workers:
     """The samples of `slots`, in order, decoded in `count` processes; an iterator.
 
     A sample's clips lie in shared memory and are valid until the next one is asked for. What cannot be delivered comes
-    as the exception it is.
+    as the exception it is. Where `slots` come to an end, so do the samples.
 
     Args:
         dataset: where samples come from.
-        slots: the numbers of the slots wanted.
+        slots: the numbers of the slots wanted; of fixed clips, of the items.
         count: processes.
         ahead: slots that are decoded before they are asked for, over all processes.
         timeout: seconds that a process may spend on one file while it is waited for; None for ever.
@@ -102,7 +102,7 @@ class Workers:
 
     def __init__(
         self,
-        dataset: VideoClips,
+        dataset: VideoClips | FixedClips,
         slots: Iterator[int],
         count: int,
         *,
@@ -113,7 +113,7 @@ class Workers:
     ) -> None:
         self._dataset, self._slots, self._timeout, self._warn = dataset, slots, timeout, warn
         blocks = max(2 * count, min(ahead, MAX_AHEAD * count))
-        self._memory = _Memory(nameless(), count, blocks, dataset.shape, dataset.dtype)
+        self._memory = Blocks(nameless(), count, blocks, dataset.shape, dataset.dtype)
         self._free = list(range(blocks))
         self._order: deque[_Task] = deque()  # handed out, not yet delivered
         self._answers: dict[int, dict[str, Any] | Exception] = {}  # by slot; the fields of a sample
@@ -121,9 +121,10 @@ class Workers:
         self._strikes: Counter[tuple[int, int]] = Counter()
         self._ends = 0  # of workers since the last answer
         self._delivered: _Task | None = None
+        self._retired: list[multiprocessing.process.BaseProcess] = []
         self._context = forkserver(__name__)
-        with self._starting():
-            self._team = [self._start(number) for number in range(count)]
+        with self._starting():  # they do not all retire at once
+            self._team = [self._start(number, LIFE * (number + 1) // count) for number in range(count)]
         self._hand_out()
 
     @property
@@ -137,37 +138,48 @@ class Workers:
     def __next__(self) -> Sample | Exception:
         if self._delivered is not None:
             self._free.append(self._delivered.block)
+            self._delivered = None
         self._hand_out()
+        if not self._order:
+            raise StopIteration
         task = self._delivered = self._order.popleft()
         while task.slot not in self._answers:
             self._wait()
         answer = self._answers.pop(task.slot)
         if isinstance(answer, Exception):
             return answer
-        return Sample(**{**answer, "clips": self._memory.blocks[task.block], "keys": torch.tensor(answer["keys"])})
+        clips = self._memory.blocks[task.block][: len(answer["keys"])]
+        return Sample(**{**answer, "clips": clips, "keys": torch.tensor(answer["keys"], dtype=torch.int64)})
 
     def close(self) -> None:
         """Ends the processes: idle ones at once, others after a moment by force, since they hold nothing of value."""
         for worker in self._team:
             worker.channel.close()  # which an idle worker takes for the end
         until = time.monotonic() + 1.0
-        for worker in self._team:
-            worker.process.join(max(0.0, until - time.monotonic()))
-        for worker in self._team:
-            worker.process.kill()
-            worker.process.join(1.0)
-        self._team = []
+        processes = [*self._retired, *(worker.process for worker in self._team)]
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join(1.0)
+        self._team, self._retired = [], []
         self._memory.close()
 
     # Handing out and taking in ----------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        while self._free:
-            task = _Task(self._dataset.place(next(self._slots)), self._free.pop())
+        for number, worker in enumerate(self._team):
+            if not worker.left and not worker.tasks:
+                self._retire(number, worker)
+        ready = [worker for worker in self._team if worker.left]
+        while ready and self._free and (slot := next(self._slots, None)) is not None:
+            task = _Task(self._dataset.place(slot), self._free.pop())
             self._order.append(task)
-            worker = min(self._team, key=lambda worker: len(worker.tasks))
+            worker = min(ready, key=lambda worker: len(worker.tasks))
             worker.tasks.append(task)
+            worker.left -= 1
             self._send(worker, task)
+            ready = [worker for worker in ready if worker.left]
 
     def _send(self, worker: _Worker, task: _Task) -> None:
         with contextlib.suppress(OSError):  # it has ended: whoever takes its place is given all of its tasks
@@ -195,6 +207,13 @@ class Workers:
         except (OSError, EOFError):
             return False
         return True
+
+    def _retire(self, number: int, worker: _Worker) -> None:
+        """Puts a new process in the place of one that has done its share and has nothing left to do."""
+        worker.channel.close()  # which it takes for the end
+        self._retired = [process for process in [*self._retired, worker.process] if process.is_alive()]
+        with self._starting():
+            self._team[number] = self._start(number, LIFE)
 
     # Supervision ------------------------------------------------------------------------------------------------
 
@@ -232,7 +251,7 @@ class Workers:
             + (" If memory ran out, use fewer workers." if "SIGKILL" in how else "")
         )
         with self._starting():
-            self._team[number] = self._start(number, worker.tasks)
+            self._team[number] = self._start(number, worker.left, worker.tasks)
 
     def _how(self, worker: _Worker) -> tuple[str, str]:
         """How a worker ended, and what that says of the file it was on."""
@@ -250,13 +269,13 @@ class Workers:
         if known or self._strikes[slot, item] >= MAX_STRIKES:
             self._verdicts.setdefault(slot, {})[item] = reason
 
-    def _start(self, number: int, tasks: Iterable[_Task] = ()) -> _Worker:
+    def _start(self, number: int, left: int, tasks: Iterable[_Task] = ()) -> _Worker:
         ours, theirs = self._context.Pipe()
         arguments = (number, self._dataset, theirs, self._memory, self._timeout)
         process = self._context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()
-        worker = _Worker(process, ours, deque(tasks))
+        worker = _Worker(process, ours, deque(tasks), left)
         for task in worker.tasks:
             self._send(worker, task)
         return worker
@@ -268,63 +287,11 @@ class Workers:
             yield
 
 
-class _Memory:
-    """Memory that all processes see: per worker a row (slot, item, whether at work on it), then the blocks.
-
-    Args:
-        file: descriptor of a file without a name.
-        workers, blocks: how many.
-        shape, dtype: of a slot's clips (R, C, T, H, W).
-    """
-
-    def __init__(
-        self, file: int, workers: int, blocks: int, shape: tuple[int, int, int, int, int], dtype: torch.dtype
-    ) -> None:
-        self._made = (file, workers, blocks, shape, dtype)
-        repeats, channels, frames, height, width = shape
-        count = repeats * channels * frames * height * width
-        page = mmap.PAGESIZE
-        size = -(-count * dtype.itemsize // page) * page
-        start = -(-workers * 24 // page) * page
-        os.ftruncate(file, start + blocks * size)
-        map_ = mmap.mmap(file, start + blocks * size)
-        self._table = np.frombuffer(map_, np.int64, workers * 3).reshape(workers, 3)
-        # As decoded clips lie: channels last.
-        lying = (repeats, frames, height, width, channels)
-        flat = [torch.frombuffer(map_, dtype=dtype, count=count, offset=start + at * size) for at in range(blocks)]
-        self.blocks = [block.view(lying).permute(0, 4, 1, 2, 3) for block in flat]
-
-    def __reduce__(self) -> tuple[object, ...]:  # on the way to a worker, which opens the same file
-        file, *rest = self._made
-        return _opened, (reduction.DupFd(file), *rest)
-
-    def work(self, number: int, slot: int, item: int) -> None:
-        """Notes that a worker begins with a file."""
-        self._table[number] = (slot, item, 1)
-
-    def rest(self, number: int) -> None:
-        """Notes that it is done with it."""
-        self._table[number, 2] = 0
-
-    def at_work(self, number: int) -> tuple[int, int] | None:
-        """The slot and item that a worker is on."""
-        slot, item, busy = self._table[number].tolist()
-        return (slot, item) if busy else None
-
-    def close(self) -> None:
-        """Gives the file back; the memory goes when the last tensor in it does."""
-        os.close(self._made[0])
-
-
-def _opened(file: Any, *rest: Any) -> _Memory:
-    return _Memory(file.detach(), *rest)
-
-
 # In the worker ------------------------------------------------------------------------------------------------------
 
 
 def _work(
-    number: int, dataset: VideoClips, channel: connection.Connection, memory: _Memory, timeout: float | None
+    number: int, dataset: VideoClips | FixedClips, channel: connection.Connection, memory: Blocks, timeout: float | None
 ) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process whatever it hangs in
@@ -344,7 +311,7 @@ def _work(
         answer: dict[str, Any] | Exception
         try:
             sample = dataset.sample(task.place, verdicts, begin)
-            memory.blocks[task.block].copy_(sample.clips)
+            memory.blocks[task.block][: len(sample.clips)].copy_(sample.clips)  # none of an unreadable item
             answer = {**vars(sample), "clips": None, "keys": sample.keys.tolist()}  # tensors would be sent as files
         except Exception as error:
             answer = _portable(error)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stmae.engine.distributed import ALONE, World
+from stmae.engine.peaks import named_peak
 
 
 @dataclass(frozen=True)
@@ -203,20 +204,8 @@ def memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# Dense bf16 peaks from the makers' data sheets, in FLOP/s, by what torch calls the device.
-_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-}
-
-
 def peak_flops(device: torch.device | str, autocast: torch.dtype | None) -> float | None:
     """The device's peak in FLOP/s for bfloat16 matrix products, or None where it is not known."""
     if torch.device(device).type != "cuda" or autocast is not torch.bfloat16:
         return None
-    words = torch.cuda.get_device_name(device).replace("-", " ")
-    return next((peak for name, peak in _PEAKS.items() if f" {name} " in f" {words} "), None)
+    return named_peak(torch.cuda.get_device_name(device))

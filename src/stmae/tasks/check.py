@@ -20,6 +20,7 @@ from stmae.data.tracks import Tracks
 from stmae.errors import UserError
 from stmae.tasks.check_options import CheckOptions
 from stmae.tasks.task import task
+from stmae.tasks.videos import cache_of, open_given
 from stmae.weights import write_atomic
 
 if TYPE_CHECKING:  # measuring the speed is the only part that needs torch
@@ -86,10 +87,12 @@ def check(options: CheckOptions) -> Findings:
     Raises:
         UserError: a mistake in the options, or nothing to look at.
     """
-    from stmae.tasks.check_report import Progress, show
+    from stmae.tasks.check_report import Progress, say, show
 
-    source = open_items(options.videos)
-    other = open_items(options.against) if options.against is not None else None
+    source = require_files(open_given(options, say))
+    other = None
+    if options.against is not None:
+        other = require_files(open_source(options.against, media=options.media, cache=cache_of(options), say=say))
     workers = options.workers or default_workers()
     with Progress() as progress:
         facts, tracks = look_at(source, options, workers, progress.bar("looking at videos"))
@@ -110,9 +113,8 @@ def check(options: CheckOptions) -> Findings:
     return findings
 
 
-def open_items(what: Any) -> Source:
-    """A source, as for training."""
-    source = open_source(what)
+def require_files(source: Source) -> Source:
+    """The source, unless it is clips from Python."""
     if isinstance(source, TensorSource):
         raise UserError("clips from Python are no files that could be checked.", "Give a folder, a list or shards.")
     return source
@@ -183,10 +185,11 @@ def troubles(facts: Facts, clip_seconds: float) -> list[str]:
 def mark_duplicates(rows: list[Row], pairs: Sequence[Pair]) -> None:
     """Flags of each group of copies all but the best: the longest, of these the largest, of these the least packed.
 
-    A video that shares less than half of its length with a kept one is flagged "overlap" and not "duplicate".
+    A video that shares less than half of its length with a kept one is flagged "overlap" and not "duplicate"; one that
+    may show another repetition of a move is flagged "alike".
     """
     linked: dict[int, list[tuple[int, Pair]]] = {}
-    for pair in pairs:
+    for pair in filter(lambda pair: pair.sure, pairs):
         linked.setdefault(pair.first, []).append((pair.second, pair))
         linked.setdefault(pair.second, []).append((pair.first, pair))
 
@@ -208,14 +211,19 @@ def mark_duplicates(rows: list[Row], pairs: Sequence[Pair]) -> None:
             break
         if "duplicate" not in row.flags:
             kept.add(number)
+    for pair in sorted(pairs, key=lambda pair: -pair.score):
+        row, other = rows[pair.second], rows[pair.first]
+        if not pair.sure and not row.duplicate_of and "alike" not in row.flags:
+            row.flags.append("alike")
+            row.duplicate_of, row.score = other.path, pair.score
 
 
 def mark_leaks(rows: list[Row], pairs: Sequence[Pair], other: Source) -> None:
     """Flags the items that show, in whole or in part, what an item of the other source shows."""
-    for pair in sorted(pairs, key=lambda pair: -pair.score):
+    for pair in sorted(pairs, key=lambda pair: (not pair.sure, -pair.score)):
         row = rows[pair.first]
-        if "leak" not in row.flags:
-            row.flags.append("leak")
+        if not row.leak_of:
+            row.flags.append("leak" if pair.sure else "leak_alike")
             row.leak_of, row.score = other.name(pair.second), pair.score
 
 

@@ -10,12 +10,12 @@ from tyro.conf import Positional
 
 from stmae.errors import Problems
 from stmae.tasks.checks import at_least, check_writable, positive
-from stmae.tasks.options import AnyPath, ClipOptions, Source, default
-from stmae.tasks.places import check_places
+from stmae.tasks.options import SEVERAL, AnyPath, ClipOptions, Source, SourceOptions, default
+from stmae.tasks.places import check_places, check_source
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions(ClipOptions):
+class CheckOptions(SourceOptions, ClipOptions):
     """Look at every video before training: what they are, what is wrong with them, and what to do about it.
 
     Finds unreadable and damaged files, videos without motion, hard cuts, copies (re-encoded, resized, cropped or in
@@ -25,10 +25,11 @@ class CheckOptions(ClipOptions):
 
         stmae check videos/
         stmae check videos/ --against test-videos/ --out check.csv
+        stmae check ours/ train.csv --root more/
     """
 
-    videos: Positional[Source] = field(kw_only=False)
-    """Folder of videos, or what else `stmae pretrain` takes."""
+    videos: Positional[Source] = field(kw_only=False, metadata=SEVERAL)
+    """Folder of videos, or what else `stmae pretrain` takes; several too, whose copies of each other are found."""
     against: Annotated[Source | None, default("none")] = None
     """Another set, such as the test videos: what is in both is a leak."""
     out: AnyPath = Path("check.csv")
@@ -44,7 +45,7 @@ class CheckOptions(ClipOptions):
 
     def check(self, problems: Problems) -> None:
         """Everything `stmae check` can refuse before it looks into the folder."""
-        check_places(self.videos, problems)
+        check_source(self, problems)
         if self.against is not None:
             check_places(self.against, problems, name="against")
         check_writable("out", self.out, problems, folder=False)

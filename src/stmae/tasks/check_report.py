@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stmae.data.opening import paths_of
 from stmae.tasks.check_options import CheckOptions
 
 if TYPE_CHECKING:
@@ -31,11 +33,14 @@ TROUBLES = {
                  " loads faster."),
     "duplicate": ("show what another video shows", "Leave them out: the best of each group is not flagged."),
     "overlap": ("share less than half with another one", "Nothing, if some repetition does no harm."),
+    "alike": ("look like another one for less than a second", "A copy, or the same move again before the same camera:"
+              " look at a few."),
     "leak": ("also in the set held against", "Leave them out, or that set tests nothing."),
+    "leak_alike": ("look like what is in the set held against", "The same scene at least: leave them out to be safe."),
 }  # fmt: skip
-HARMLESS = ("variable_rate", "overlap")
+HARMLESS = ("variable_rate", "overlap", "alike")
 EXAMPLES = 3
-LEAVE_OUT = ("unreadable", "static", "duplicate", "leak")  # what most people want left out
+LEAVE_OUT = ("unreadable", "static", "duplicate", "leak", "leak_alike")  # what most people want left out
 BAR = 24  # characters of the longest bar
 
 
@@ -79,6 +84,11 @@ class Progress:
         yield
         if job is not None:
             self._shown.update(job, total=1, completed=1)
+
+
+def say(text: str) -> None:
+    """Prints what there is to know of a source."""
+    Console(highlight=False).print(Text(_printable(text)), soft_wrap=True)
 
 
 def show(findings: Findings, options: CheckOptions, workers: int) -> None:
@@ -158,7 +168,8 @@ def _troubles(console: Console, findings: Findings, options: CheckOptions) -> No
     present = [flag for flag in LEAVE_OUT if findings.flagged(flag)]
     if present:
         console.print("To train without them: ", end="")
-        command = f"stmae pretrain {options.videos} --checked {findings.out} --leave-out {' '.join(present)} ..."
+        places = " ".join(shlex.quote(str(place)) for place in paths_of(options.videos))
+        command = f"stmae pretrain {places} --checked {findings.out} --leave-out {' '.join(present)} ..."
         console.print(Text(_printable(command), style="cyan"), soft_wrap=True)
 
 
@@ -172,7 +183,9 @@ def _example(row: Row, flag: str) -> str:
         "far_keys": f"every {facts.key_seconds:.0f} s",
         "duplicate": f"as {row.duplicate_of}",
         "overlap": f"with {row.duplicate_of}",
+        "alike": f"as {row.duplicate_of}",
         "leak": f"as {row.leak_of}",
+        "leak_alike": f"as {row.leak_of}",
     }.get(flag, "")
     return _printable(f"{row.path}: {more}" if more else row.path)
 

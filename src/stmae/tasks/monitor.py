@@ -7,14 +7,14 @@ The set lies in class folders, `labelled/<class>/...`: each video is then classi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stmae.data.dataset import FixedClips
+from stmae.data.dataset import FixedClips, Sample
 from stmae.data.index import Index, scan
 from stmae.engine.distributed import World
 from stmae.errors import UserError
@@ -34,6 +34,7 @@ class Monitor:
     Args:
         folder: see above.
         clips_of: an index -> the clips of its videos, as training reads them.
+        read: these and items -> their samples, in order.
         warn: told of videos that cannot be read, which are left out.
 
     Raises:
@@ -41,11 +42,16 @@ class Monitor:
     """
 
     def __init__(
-        self, folder: str | Path, clips_of: Callable[[Index], FixedClips], world: World, warn: Callable[[str], None]
+        self,
+        folder: str | Path,
+        clips_of: Callable[[Index], FixedClips],
+        read: Callable[[FixedClips, Sequence[int]], Iterable[Sample]],
+        world: World,
+        warn: Callable[[str], None],
     ) -> None:
         index = world.first(lambda: scan(folder))
         index = index.part(np.linspace(0, len(index) - 1, min(len(index), MOST_VIDEOS)).round().astype(int))
-        self.world, self.warn = world, warn
+        self.world, self.warn, self._reading = world, warn, read
         self.labels, self.validation = _labels(index)
         self.classes = sorted(set(self.labels))
         if len(self.classes) < 2:
@@ -87,12 +93,11 @@ class Monitor:
 
     def _clips(self, items: Sequence[int]) -> list[tuple[int, Tensor]]:
         found = []
-        for item in items:
-            sample = self._videos[item]
+        for sample in self._reading(self._videos, items):
             for bad in sample.bad:
                 self.warn(f"monitor: unreadable: {bad.path}: {bad.reason}")
             if len(sample.clips):
-                found.append((item, sample.clips))
+                found.append((sample.item, sample.clips))
         return found
 
     @torch.no_grad()

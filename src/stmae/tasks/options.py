@@ -96,9 +96,9 @@ class SourceOptions(Options):
     root: Annotated[AnyPath | None, default("the folder of the list")] = None
     """Folder that the entries of a list are relative to."""
     media: Annotated[
-        tuple[Literal["videos", "images", "arrays"], ...], default("videos, else arrays, else images")
+        tuple[Literal["videos", "images", "arrays", "frames"], ...], default("videos, else arrays, else images")
     ] = ()
-    """What to take from folders; an image is a clip that stands still."""
+    """What to take from folders; an image is a clip that stands still, frames are folders with a video's pictures."""
     subset: str = "train"
     """Rows to take from lists that tell them apart: train, val, test, or all."""
     checked: Annotated[AnyPath | None, default("none")] = None

@@ -14,7 +14,7 @@ from stmae.data.pack_plan import Job
 from stmae.data.packing import Result
 from stmae.data.packing import pack as pack_source
 from stmae.data.shard_writer import Totals, to_json, write_whole
-from stmae.data.sources import Source
+from stmae.data.sources import Source, names_of
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
 from stmae.tasks.pack_options import PackOptions
@@ -39,6 +39,11 @@ def pack(options: PackOptions) -> Path:
     recipe = recipe_of(options)
     with Log([Console()]) as log:
         source = open_given(options, log.message)
+        if recipe is None and any(name.endswith("/") for name in names_of(source)):
+            raise UserError(
+                f"folders of frames, as in {source.root}, have no bytes that could be stored as they are.",
+                "Have them written as videos: --short-side 256, or 0 for their own size.",
+            )
         workers = _cores() if options.workers is None else options.workers
         job = Job(source, str(options.videos), recipe, size_in_bytes(options.shard_size), workers)
         how = "their bytes as they are" if recipe is None else describe(recipe)

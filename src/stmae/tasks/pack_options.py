@@ -38,7 +38,7 @@ class PackOptions(SourceOptions):
     """Pixels of the shorter side, at most; 0 keeps the size."""
     fps: Annotated[float | None, default("each video's own")] = None
     """Frames per second, at most."""
-    gop: Annotated[int | None, default("16 where videos are written anew")] = None
+    gop: Annotated[int | None, default("17 where videos are written anew")] = None
     """Frames from one key frame to the next, at most: fewer load faster and take more bytes."""
     quality: Annotated[int | None, default("23 where videos are written anew")] = None
     """x264's constant rate factor: 0 is lossless, 18 looks the same as the original, 51 is the worst."""

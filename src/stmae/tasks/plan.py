@@ -65,7 +65,7 @@ def plan(options: PlanOptions) -> Forecast:
         A `Forecast`, which is also printed.
 
     Raises:
-        UserError: values that make no sense, or videos that cannot be read.
+        UserError: values that make no sense, videos that cannot be read, or no GPU here whose rate could be measured.
     """
     from stmae.tasks.plan_report import show
 
@@ -81,6 +81,7 @@ def gather(options: PlanOptions) -> tuple[dict[str, Number], dict[tuple[str, int
     from stmae.tasks import plan_measure as measure
 
     count = count_of(options.videos)
+    step_rate = _or(options.step_rate, lambda: measure.step_rate(options))  # first: it may have to be asked for
     numbers = {"cores": _or(options.cores, lambda: Number(own_cores(), "this machine's"))}
     sample = None
     if count is None:
@@ -105,7 +106,7 @@ def gather(options: PlanOptions) -> tuple[dict[str, Number], dict[tuple[str, int
     else:
         numbers["load_rate"] = Number(options.load_rate, GIVEN)
         numbers["bytes_per_second"] = _or(options.packed_kilobytes and 1000 * options.packed_kilobytes, default_bytes)
-    numbers["step_rate"] = _or(options.step_rate, lambda: measure.step_rate(options))
+    numbers["step_rate"] = step_rate
     return numbers, others
 
 

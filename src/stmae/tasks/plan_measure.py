@@ -13,16 +13,20 @@ import av
 import numpy as np
 import torch
 
+from stmae.data import encode
 from stmae.data.container import open_video, video_stream
+from stmae.data.encode import Recipe
 from stmae.data.media import Media
 from stmae.data.names import encoded
 from stmae.data.opening import open_source
 from stmae.data.sources import Source, names_of, scan
 from stmae.data.survey import Facts, survey
 from stmae.data.synthetic import write_video, write_videos
+from stmae.engine.peaks import named_peak
 from stmae.errors import UserError
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.sizes import mae_config
+from stmae.tasks.build import training_flops
 from stmae.tasks.plan import MEASURED, Number, default_bytes
 from stmae.tasks.plan_options import PlanOptions
 from stmae.tasks.speed import loading_speed
@@ -30,8 +34,9 @@ from stmae.tasks.speed import loading_speed
 SAMPLE = 24  # videos that are looked at for their durations
 PACKED = 6  # of these, that are encoded for the measurement
 REPEATS = (1, 2, 4)
-SHORT_SIDE, GOP, QUALITY = 256, 16, 23  # of the packed sample: the defaults of `stmae pack`
+SHORT_SIDE = 256  # of the packed sample: the default of `stmae pack`
 SECONDS = 10.0  # of a packed video, at most
+ASSUMED_SHARE = 0.3  # of a GPU's peak, that a training step reaches
 
 
 @dataclass
@@ -136,7 +141,8 @@ def _pack(source: Source, folder: Path) -> float:
 
 
 def _coding() -> dict[str, str]:
-    return {"preset": "veryfast", "crf": str(QUALITY), "g": str(GOP), "threads": "1"}
+    """As `stmae pack` does."""
+    return encode.X264 | {"g": str(Recipe.gop), "crf": str(Recipe.quality)}
 
 
 def _frames(media: Media) -> Iterator[np.ndarray]:
@@ -156,9 +162,24 @@ def _frames(media: Media) -> Iterator[np.ndarray]:
 
 
 def step_rate(options: PlanOptions) -> Number:
-    """Clips per second of a training step of the model on the best device here."""
+    """Clips per second of a training step of the model: on the device here, or estimated for a GPU that is named.
+
+    Raises:
+        UserError: there is no GPU here, and none is named.
+    """
     config = mae_config(options.model, frames=options.frames, image_size=options.image_size)
+    peak = named_peak(options.gpu or "")
+    if peak is not None:
+        rate = ASSUMED_SHARE * peak / training_flops(config)
+        share = f"assumed: {ASSUMED_SHARE:.0%} of its {peak / 1e12:.0f} TFLOP/s in bf16"
+        return Number(rate, f"{options.model} on {options.gpu}, {share}; benchmarks/speed.py measures it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and options.gpu != "this":
+        raise UserError(
+            "this machine has no GPU that PyTorch can use, so the clips per second of one cannot be measured here.",
+            "Give --step-rate, as a run or benchmarks/speed.py prints it on such a GPU; or --gpu A100 for an estimate; "
+            "or --gpu this to plan for training on this CPU.",
+        )
     batch = 32 if device.type == "cuda" else 1
     model = MaskedAutoencoder(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
+from stmae.engine.peaks import PEAKS, named_peak
 from stmae.errors import Problems, UserError
 from stmae.tasks.checks import MODELS, at_least, check_known, positive
 from stmae.tasks.options import Options, default
@@ -33,8 +34,10 @@ class PlanOptions(Options):
     """GPUs that train together."""
     cores: Annotated[int | None, default("this machine's")] = None
     """Cores that load for each GPU."""
-    step_rate: Annotated[float | None, default("measured on the best device here")] = None
+    step_rate: Annotated[float | None, default("measured on the GPU of this machine")] = None
     """Clips per second that one GPU trains on."""
+    gpu: Annotated[str | None, default("this machine's")] = None
+    """A GPU that is not here, such as A100: its step rate is then estimated. "this" measures what is here, if a CPU."""
     load_rate: Annotated[float | None, default("measured on one core")] = None
     """Clips per second that one core loads, at the given repeats, as `stmae check` measures it."""
     seconds: Annotated[float | None, default("measured; 10 without a folder")] = None
@@ -69,6 +72,11 @@ class PlanOptions(Options):
         if self.cores is not None:
             at_least(self, ("cores",), 1, problems)
         check_known("model", self.model, MODELS, problems)
+        if self.gpu is not None and self.gpu != "this" and named_peak(self.gpu) is None:
+            problems.add(
+                f'gpu "{self.gpu}" is none whose peak is known.',
+                f"Known: {', '.join(PEAKS)}, and this for what is here. Or give its --step-rate, which a run prints.",
+            )
         units = {
             "step_rate": "clips per second",
             "load_rate": "clips per second",

@@ -52,7 +52,9 @@ class Pretraining(Training):
         super().__init__(parts)
         self.monitor: Monitor | None = None
         if self.options.monitor is not None:
-            self.monitor = Monitor(self.options.monitor, self.setup.fixed_clips, self.world, self.log.warning)
+            self.monitor = Monitor(
+                self.options.monitor, self.setup.fixed_clips, self.read_fixed, self.world, self.log.warning
+            )
             self.log.message(f"monitor: {self.monitor.about}")
         self.given = open_given(self.options, self.setup.config, self.model, self.ema, self.device)
 

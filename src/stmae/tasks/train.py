@@ -198,7 +198,7 @@ def _loader(setup: Setup, world: World, start: Position, known: list[tuple[int, 
         workers=setup.workers,
         device=setup.device.type,
         timeout=options.file_timeout or None,
-        verdicts=[Verdict(*verdict) for verdict in known],
+        verdicts=[Verdict(*verdict) for verdict in known if verdict[0] >= 0],
         rank=world.rank,
         world_size=world.size,
     )

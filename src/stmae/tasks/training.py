@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stmae.data.clips import clip_key
-from stmae.data.dataset import BadFile, Sample
-from stmae.data.loader import Batch
+from stmae.data.dataset import BadFile, FixedClips, Sample
+from stmae.data.loader import Batch, read_fixed
 from stmae.data.opening import paths_of
 from stmae.data.workers import Verdict
 from stmae.engine.distributed import World
@@ -30,6 +30,7 @@ from stmae.tasks.setup import Setup
 
 HELD_OUT_CLIPS = 64  # at most: an evaluation should take seconds
 PICTURE_CLIPS = 4
+HELD_OUT_SLOT = -1  # of the verdicts on held-out videos, which are in no slot of the stream
 
 
 @dataclass
@@ -154,8 +155,9 @@ class Training(Task):
     def _read_fixed_clips(self) -> tuple[Tensor, Tensor]:
         found: list[Sample] = []
         judged = self.setup.judged_clips()
-        for item in range(len(judged)):
-            sample = judged[item]
+        known = [Verdict(item, item, reason) for slot, item, reason in self.verdicts.found if slot < 0]
+        for sample in self.read_fixed(judged, range(len(judged)), known):
+            self._keep_verdicts([Verdict(HELD_OUT_SLOT, bad.item, bad.reason) for bad in sample.bad if bad.verdict])
             self._note_bad(sample.bad)
             if len(sample.clips):
                 found.append(sample)
@@ -169,6 +171,13 @@ class Training(Task):
                 "Mend or remove them, or begin a new run with --holdout 0." if kept else "Mend or remove them.",
             )
         return torch.cat([s.clips for s in found]), torch.cat([s.keys for s in found])
+
+    def read_fixed(self, clips: FixedClips, items: Sequence[int], verdicts: Sequence[Verdict] = ()) -> Iterator[Sample]:
+        """Clips that stay the same, read by workers as training clips are."""
+        timeout = self.options.file_timeout or None
+        return read_fixed(
+            clips, items, workers=self.setup.workers, timeout=timeout, verdicts=verdicts, warn=self.log.warning
+        )
 
     # Who was unreadable
 
@@ -200,14 +209,17 @@ class Training(Task):
         self.world.first(lambda: self._note(every))
 
     def _note(self, every: list[News]) -> None:
+        self._keep_verdicts([verdict for news in every for verdict in news.verdicts])
+        self._note_bad([file for news in every for file in news.bad])
+
+    def _keep_verdicts(self, verdicts: Sequence[Verdict]) -> None:
         try:
-            self.verdicts.add([verdict for news in every for verdict in news.verdicts])
+            self.verdicts.add(verdicts)
         except OSError as error:
             raise UserError(
                 f'what the run has to know of its videos could not be written into "{self.verdicts.folder}" ({error}).',
                 "Make room on the disk, then repeat the command: it goes on from the last checkpoint.",
             ) from None
-        self._note_bad([file for news in every for file in news.bad])
 
     def _note_bad(self, files: Sequence[BadFile]) -> None:
         for file in files:

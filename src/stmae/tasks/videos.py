@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stmae.data.cache import Cache, default_cache
 from stmae.data.frozen import load_index
 from stmae.data.opening import Say, open_source, paths_of
 from stmae.data.sources import Source, TensorSource
 from stmae.data.values import Values, values_of
-from stmae.data.views import Places, segments, spread
 from stmae.errors import UserError
 from stmae.model.config import ClipConfig
 from stmae.runs import RunFolder
 from stmae.tasks.options import SourceOptions
 from stmae.tasks.values import size_in_bytes
+
+if TYPE_CHECKING:  # `stmae pack` has no need of torch
+    from stmae.data.views import Places
 
 
 def open_videos(options: SourceOptions, clip: ClipConfig, extras: Mapping[str, Any], say: Say) -> tuple[Source, Values]:
@@ -79,13 +81,20 @@ def open_given(options: SourceOptions, say: Say) -> Source:
         subset=options.subset,
         checked=options.checked,
         leave_out=options.leave_out,
-        cache=Cache((options.cache or default_cache()).expanduser().absolute(), size_in_bytes(options.cache_size)),
+        cache=cache_of(options),
         say=say,
     )
 
 
+def cache_of(options: SourceOptions) -> Cache:
+    """Where what comes from elsewhere is kept."""
+    return Cache((options.cache or default_cache()).expanduser().absolute(), size_in_bytes(options.cache_size))
+
+
 def places_of(extras: Mapping[str, Any], frames: int, count: int) -> Places:
     """`count` test clips, sampled as a run sampled its own."""
+    from stmae.data.views import segments, spread
+
     if extras.get("clip", {}).get("sampling") == "segments":
         return segments(frames, count)
     return spread(frames, stride_of(extras), count)
