@@ -212,10 +212,10 @@ def mark_duplicates(rows: list[Row], pairs: Sequence[Pair]) -> None:
         if "duplicate" not in row.flags:
             kept.add(number)
     for pair in sorted(pairs, key=lambda pair: -pair.score):
-        row, other = rows[pair.second], rows[pair.first]
+        row = rows[pair.second]
         if not pair.sure and not row.duplicate_of and "alike" not in row.flags:
             row.flags.append("alike")
-            row.duplicate_of, row.score = other.path, pair.score
+            row.duplicate_of, row.score = rows[pair.first].path, pair.score
 
 
 def mark_leaks(rows: list[Row], pairs: Sequence[Pair], other: Source) -> None:
