@@ -49,6 +49,54 @@ def test_onnx(classifier, tmp_path, int8, capsys):
     assert "written" in capsys.readouterr().out
 
 
+def coloured(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise with a square somewhere that is brighter in some of the colours: in which, are eight classes."""
+    generator = torch.Generator().manual_seed(seed)
+    videos = torch.randint(0, 160, (count, 3, 4, 16, 16), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 8, (count,), generator=generator)
+    places = torch.randint(0, 9, (count, 2), generator=generator)
+    for video, label, (row, column) in zip(videos, labels.tolist(), places.tolist(), strict=True):
+        for colour in range(3):
+            video[colour, :, row : row + 8, column : column + 8] += 90 * (label >> colour & 1)
+    return videos, labels
+
+
+@pytest.mark.slow
+def test_int8_judges_as_the_model_does(tmp_path):
+    """On a trained classifier, for which the largest of eight logits means something."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    clip = ClipConfig(frames=4, height=16, width=16, patch=(2, 4, 4))
+    blocks = BlocksConfig(width=64, depth=3, heads=4, mlp_width=128)
+    model = Classifier(ClassifierConfig(encoder=EncoderConfig(clip=clip, blocks=blocks), classes=8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(100):
+        videos, labels = coloured(32, step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(videos), labels).backward()
+        optimizer.step()
+    model.eval()
+    (tmp_path / "run").mkdir()
+    save_weights(tmp_path / "run" / ENCODER, model.state_dict(), {"model": as_dict(model.config)})
+    videos, labels = coloured(1000, 999_999)
+    with torch.no_grad():
+        wanted = model(videos)
+    right = (wanted.argmax(dim=1) == labels).float().mean()
+    assert right > 0.9, "it has learnt its classes"
+    sizes = []
+    for int8, atol in ((False, 1e-4), (True, None)):
+        out = stmae.export(str(tmp_path / "run"), out=tmp_path / f"int8-{int8}.onnx", int8=int8)
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"clips": videos.numpy()})[0])
+        sizes.append(out.stat().st_size)
+        equal = (found.argmax(dim=1) == wanted.argmax(dim=1)).float().mean().item()
+        print(f"int8 {int8}: {equal:.3%} equal top-1, {right:.1%} right, {out.stat().st_size} bytes")
+        assert equal >= 0.99
+        if atol:
+            assert (found - wanted).abs().max() < atol * wanted.abs().max()
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 @pytest.mark.slow
 def test_torch_program(classifier, tmp_path):
     run, model = classifier

@@ -85,6 +85,10 @@ def test_there_and_back(run, tmp_path):
         assert read.returncode == 0, read.stderr
         wanted = sum(parameter.double().sum().item() for parameter in stmae.load(run).parameters())
         assert float(read.stdout) == pytest.approx(wanted, abs=1e-9)
+        one = code.replace("user/name", "user/name/encoder.safetensors")  # many published ones are a file of several
+        assert stmae_command(hub, tmp_path / "fourth", "-c", one).stdout == read.stdout
+        none = stmae_command(hub, tmp_path / "fourth", "-c", one.replace("encoder.safetensors", "distill/none.pth"))
+        assert "there is no such file on the hub" in none.stderr
         nothing = stmae_command(
             hub, tmp_path / "home", "-m", "stmae", "convert", "hf://user/nothing", "--out", str(tmp_path / "x")
         )

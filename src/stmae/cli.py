@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, TypedDict, cast, get_args, get_origin, get_type_hints
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from stmae.errors import Problems, UserError, did_you_mean, unknown
+from stmae.errors import Note, Problems, UserError, did_you_mean, unknown
 from stmae.tasks.check_options import CheckOptions
 from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.demo_options import DemoOptions
@@ -43,7 +44,7 @@ from stmae.tasks.push_options import PushOptions
 from stmae.tasks.reconstruct_options import ReconstructOptions
 from stmae.tasks.task import bind, field_docs
 from stmae.tasks.tokenizer_options import TokenizerOptions
-from stmae.tasks.values import from_text, plain
+from stmae.tasks.values import from_text, unwrapped
 
 COMMANDS: dict[str, tuple[type[Options], str]] = {
     "pretrain": (PretrainOptions, "stmae.tasks.pretrain:pretrain"),
@@ -87,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 2 the user's mistake (one message, no traceback), 130 interrupted, 141 nobody reads what it prints, 75
     stopped by SIGTERM and to be started again. Any other exception is a mistake of ours and keeps its traceback.
     """
+    usual = warnings.formatwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        return f"note: {message}\n" if issubclass(category, Note) else usual(message, category, *where, **more)
+
+    warnings.formatwarning = shown
     try:
         _command(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
@@ -105,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return int(status)
+    finally:
+        warnings.formatwarning = usual
     return 0
 
 
@@ -171,7 +180,7 @@ def parse(name: str, options: type[Options], arguments: Sequence[str]) -> dict[s
 
 def _words(hint: Any) -> Any:
     """How many words of the command line an option takes, as an annotation for the parser."""
-    inner = plain(hint)
+    inner = unwrapped(hint)
     if inner is bool:
         return bool
     if get_origin(inner) is tuple:

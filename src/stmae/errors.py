@@ -28,6 +28,13 @@ class UserError(ValueError):
         return f"{len(lines)} mistakes:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(lines, 1))
 
 
+class Note(UserWarning):
+    """Something that a person should know of what they use, such as its licence; the command line prints it as a line.
+
+    >>> warnings.warn("...", Note, stacklevel=2)
+    """
+
+
 class Problems:
     """Gathers mistakes so that all of them are reported at once.
 

@@ -147,7 +147,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         config = json.loads(header["config"])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f'the configuration in the header of "{path}" is no JSON: {error}.', "") from None
     return tensors, config
 

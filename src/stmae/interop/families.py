@@ -36,7 +36,8 @@ _DECODER = {
 
 MAE_ST = Family(
     project="facebookresearch/mae_st",
-    licence="CC-BY-NC 4.0",
+    licence="CC-BY-NC 4.0 (not for commercial use)",
+    licence_id="cc-by-nc-4.0",
     names=_ENCODER
     | _DECODER
     | {
@@ -55,7 +56,8 @@ MAE_ST = Family(
 
 SLOWFAST = Family(
     project="facebookresearch/SlowFast",
-    licence="not stated with the files",
+    licence="Apache-2.0, which is the repository's; the files state none",
+    licence_id="apache-2.0",
     names=_ENCODER
     | {
         "decoder.blocks.": "pred_head.transforms.0.",
@@ -73,8 +75,9 @@ SLOWFAST = Family(
 )
 
 VIDEOMAE = Family(
-    project="MCG-NJU/VideoMAE",
-    licence="CC-BY-NC 4.0",
+    project="MCG-NJU/VideoMAE or OpenGVLab/VideoMAEv2",
+    licence="CC-BY-NC 4.0 (not for commercial use); v2's by each file's page on the hub",
+    licence_id="cc-by-nc-4.0",
     names={
         "encoder.patch_embed.": "encoder.patch_embed.",
         "encoder.blocks.": "encoder.blocks.",
@@ -103,6 +106,7 @@ VIDEOMAE = Family(
 VIDEOMAE_HF = Family(
     project="transformers' VideoMAE",
     licence="said by each model's card",
+    licence_id="",
     names={
         "encoder.patch_embed.proj.": "videomae.embeddings.patch_embeddings.projection.",
         "encoder.blocks.": "videomae.encoder.layer.",
@@ -143,6 +147,7 @@ VIDEOMAE_HF = Family(
     heads=VIT_HEADS,
     norm_eps=1e-12,
     head_norm_eps=1e-5,
+    prefix="videomae.",
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     target="normalized_pixels_per_channel",
@@ -150,7 +155,8 @@ VIDEOMAE_HF = Family(
 
 MAE_IMAGE = Family(
     project="facebookresearch/mae",
-    licence="CC-BY-NC 4.0",
+    licence="CC-BY-NC 4.0 (not for commercial use)",
+    licence_id="cc-by-nc-4.0",
     names=_ENCODER | _DECODER,
     classifier_names=_ENCODER | {"encoder.norm.": "fc_norm.", "head.": "head."},
     qkv="fused",

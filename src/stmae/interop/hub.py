@@ -10,6 +10,8 @@ from pathlib import Path
 from ..errors import UserError
 
 PREFIX = "hf://"
+FILES = ["*.safetensors", "config.json", "config.yaml", "README.md"]
+OLD_WEIGHTS = "pytorch_model.bin"
 
 
 def is_hub(where: object) -> bool:
@@ -18,22 +20,28 @@ def is_hub(where: object) -> bool:
 
 
 def download(where: str) -> Path:
-    """The folder of a model on the hub, in huggingface_hub's cache.
+    """A model on the hub in huggingface_hub's cache: its folder, or the one file of it that is named.
 
     Args:
-        where: ``hf://user/name`` or ``hf://user/name@revision``.
+        where: ``hf://user/name``, ``hf://user/name@revision``, and with ``/path/in/it.pth`` behind it, one file.
 
     Raises:
         UserError: no such model, no connection and not in the cache, or huggingface_hub is missing.
     """
     _require()
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    name, _, revision = where.removeprefix(PREFIX).partition("@")
+    user, _, rest = where.removeprefix(PREFIX).partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = f"{user}/{name}".partition("@")
     _check(name)
-    patterns = ["*.safetensors", "*.json", "*.yaml", "pytorch_model.bin"]
     with _reasons(where):
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        if file:
+            return Path(hf_hub_download(name, file, revision=revision or None))
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+        if not any(folder.glob("*.safetensors")):  # the same weights as a pickle are fetched only where they are needed
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[*FILES, OLD_WEIGHTS]))
+        return folder
 
 
 def upload(folder: Path, name: str, *, private: bool = False) -> str:
@@ -68,6 +76,7 @@ def _require() -> None:
 def _reasons(where: str) -> Iterator[None]:
     """Turns what the hub says into words a person can act on."""
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -82,6 +91,8 @@ def _reasons(where: str) -> Iterator[None]:
         ) from None
     except LocalEntryNotFoundError:
         raise UserError(f'"{where}" is not in the cache and the hub cannot be reached.', "Check the network.") from None
+    except EntryNotFoundError:
+        raise UserError(f'there is no such file on the hub: "{where}".', "Look at the model's page.") from None
     except HFValidationError as error:
         raise UserError(f'"{where}" is no place on the hub: {error}.', "Write it as user/name.") from None
     except HfHubHTTPError as error:

@@ -32,7 +32,9 @@ class Family:
 
     Attributes:
         project: whose they are.
-        licence: of the published weights.
+        prefix: of the names of the encoder, which they lack where it was saved alone.
+        licence: of the published weights, in words.
+        licence_id: as the hub names it; empty where nobody has said.
         names: ours to theirs, in a pre-training checkpoint; a name that ends in a dot is a prefix.
         classifier_names: those of a fine-tuned one.
         block: within a block, ours to theirs.
@@ -50,6 +52,7 @@ class Family:
 
     project: str
     licence: str
+    licence_id: str
     names: Mapping[str, str]
     classifier_names: Mapping[str, str]
     qkv: Literal["split", "split_qv_bias", "fused", "fused_qv_bias"]
@@ -69,14 +72,21 @@ class Family:
     one_frame: PredictFrames = "strided"
     decoder_class_token: Literal["own", "encoder"] = "own"
     image: bool = False
+    prefix: str = ""
 
 
 # Step 1: names -------------------------------------------------------------------------------------------------------
 
 
 def rename(state: Mapping[str, Tensor], family: Family) -> State:
-    """Their state dict under our names; what is not known keeps its own."""
-    return {_our_name(name, family): value for name, value in state.items()}
+    """Their state dict under our names ("encoder." before those of one alone); what is not known keeps its own."""
+    bare = family.prefix and not any(name.startswith(family.prefix) for name in state)
+    found = {}
+    for name, value in state.items():
+        whole = f"{family.prefix}{name}" if bare else name
+        ours = _our_name(whole, family)
+        found[name if ours == whole else ours] = value
+    return found
 
 
 def _our_name(name: str, family: Family) -> str:
@@ -136,7 +146,8 @@ def to_ours(renamed: Mapping[str, Tensor], config: Config, family: Family) -> St
             ours[name] = value[0] if value.ndim == 3 and len(value) == 1 else value
     if family.positions == "sincos":
         ours |= _sincos(config)
-    return {name: value.contiguous() for name, value in ours.items()}
+    alone = "encoder." if isinstance(config, EncoderConfig) else ""
+    return {name.removeprefix(alone): value.contiguous() for name, value in ours.items()}
 
 
 def to_theirs(ours: Mapping[str, Tensor], config: Config, family: Family) -> State:
@@ -145,6 +156,8 @@ def to_theirs(ours: Mapping[str, Tensor], config: Config, family: Family) -> Sta
     Raises:
         UserError: they have no place for something of ours.
     """
+    if isinstance(config, EncoderConfig):
+        ours = {f"encoder.{name}": value for name, value in ours.items()}
     shaped: State = {}
     clip = _encoder(config).clip
     for name, value in ours.items():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import Note, Problems, UserError
 from ..model.config import (
     BlocksConfig,
     ClassifierConfig,
@@ -26,6 +26,8 @@ from ..model.config import (
 from .naming import Config, Family
 
 PUBLISHED_FRAMES, PUBLISHED_SIZE = 16, 224
+MOST_TOKENS = 1 << 20  # of a clip: positions that are computed take memory before a file's tensors bound them
+_COUNTS = ("num_heads", "decoder_num_heads", "num_frames", "t_patch_size")
 
 
 def read_config(state: Mapping[str, Tensor], family: Family, options: Mapping[str, Any] | None) -> Config:
@@ -40,6 +42,7 @@ def read_config(state: Mapping[str, Tensor], family: Family, options: Mapping[st
         UserError: names are missing, or heads cannot be told and are not given.
     """
     given = {family.options.get(name, name): value for name, value in (options or {}).items()}
+    _refuse_strange(given)
     clip = _clip(state, family, given)
     encoder = EncoderConfig(
         clip=clip,
@@ -51,7 +54,8 @@ def read_config(state: Mapping[str, Tensor], family: Family, options: Mapping[st
         norm_eps=family.head_norm_eps if "head.weight" in state else None,
     )
     if "head.weight" in state:
-        return ClassifierConfig(encoder=encoder, classes=_shape(state, "head.weight", 2)[0])
+        classes = _shape(state, "head.weight", 2)[0]
+        return ClassifierConfig(encoder=encoder, classes=classes, class_names=_class_names(given, classes))
     if not any(name.startswith("decoder.") for name in state):
         return encoder
     return MaeConfig(
@@ -71,6 +75,27 @@ def read_config(state: Mapping[str, Tensor], family: Family, options: Mapping[st
     )
 
 
+def _refuse_strange(given: Mapping[str, Any]) -> None:
+    """Options come from files, too: what is no number where one is wanted is refused."""
+    problems = Problems()
+    for name in _COUNTS:
+        value = given.get(name, 1)
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_TOKENS
+        problems.check(whole, f"{name} is {value!r}.", "It must be a whole number from 1.")
+    for name in ("mask_ratio", "norm_eps"):
+        value = given.get(name, 0.5)
+        problems.check(isinstance(value, float) and 0 < value < 1, f"{name} is {value!r}.", "It lies between 0 and 1.")
+    size = given.get("img_size", 1)
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    problems.check(
+        len(sides) == 2 and all(type(side) is int and 1 <= side <= MOST_TOKENS for side in sides),
+        f"img_size is {size!r}.",
+        "It must be a whole number of pixels, or height and width.",
+    )
+    problems.check(not given.get("cos_attn"), "cos_attn is on: attention by cosines.", "stmae's is the usual one.")
+    problems.raise_any()
+
+
 def not_kept(config: Config, state: Mapping[str, Tensor], family: Family) -> list[str]:
     """What a family would take a model for otherwise than it is, given `state`, its tensors under our names: one line
     for each value. What its own options say (ratio, mean, which frames are predicted) is left out.
@@ -85,6 +110,8 @@ def not_kept(config: Config, state: Mapping[str, Tensor], family: Family) -> lis
     }
     if isinstance(config, MaeConfig):
         options |= {"decoder_num_heads": config.decoder.blocks.heads, "norm_pix_loss": config.target != "pixels"}
+    if family.image and not encoder.class_token:
+        return ["encoder.class_token: False here, its code always has one"]
     theirs = dict(_flat(as_dict(read_config(state, dataclasses.replace(family, options={}), options))))
     own = (
         "mask",
@@ -112,6 +139,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def _class_names(given: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """What transformers calls the classes, where that is more than a number for each."""
+    labels = given.get("id2label")
+    if not isinstance(labels, Mapping):
+        return ()
+    names = [str(labels.get(str(number), labels.get(number, ""))) for number in range(classes)]
+    numbered = all(name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names))
+    return () if numbered or not all(names) else tuple(names)
 
 
 def _frozen(family: Family, clip: ClipConfig) -> bool:
@@ -149,6 +186,11 @@ def _clip(state: Mapping[str, Tensor], family: Family, given: Mapping[str, Any])
     else:
         steps, side = _grid(state, family, frames // patch[0])
         frames, height, width = steps * patch[0], side * patch[1], side * patch[2]
+    if frames * height * width > MOST_TOKENS * math.prod(patch):
+        raise UserError(
+            f"clips of {frames}x{height}x{width} in patches of {'x'.join(map(str, patch))} are too many tokens.",
+            f"At most {MOST_TOKENS} can be.",
+        )
     mean, std = (values if len(values) in (1, channels) else (sum(values) / 3,) for values in (family.mean, family.std))
     return ClipConfig(frames=frames, height=height, width=width, channels=channels, patch=patch, mean=mean, std=std)
 
@@ -165,7 +207,7 @@ def _grid(state: Mapping[str, Tensor], family: Family, steps: int) -> tuple[int,
     if steps * side * side != tokens:
         raise UserError(
             f"a joint position table of {tokens} tokens does not fit {steps} time steps of a square grid.",
-            'Give the length as config={"num_frames": ...}.',
+            'Give the length: `stmae convert FILE --out FOLDER --sizes num_frames=...`, or config={"num_frames": ...}.',
         )
     return steps, side
 
@@ -179,19 +221,28 @@ def _blocks(state: Mapping[str, Tensor], side: str, family: Family, given: Mappi
     if option not in given and width not in published:
         raise UserError(
             f"names and shapes do not tell how many heads a width of {width} is split over.",
-            f'Give it as config={{"{option}": ...}}.',
+            f"Say it: `stmae convert FILE --out FOLDER --sizes {option}=...`, whose folder serves everywhere;"
+            f' from Python config={{"{option}": ...}}.',
         )
     if option not in given and side == "decoder" and family.guessed_decoder_heads:
         warnings.warn(
             f"the file does not tell the decoder's heads: taking {published[width]}, as the code of {family.project}"
-            ' has it. If it was trained otherwise, give config={"decoder_num_heads": ...}.',
+            " has it. If it was trained otherwise (PySlowFast's published models have 8), what it paints is wrong:"
+            " convert it with --sizes decoder_num_heads=8.",
+            Note,
             stacklevel=4,
         )
-    numbers = [name.split(".")[2] for name in state if name.startswith(prefix + ".")]
+    numbers = {name.split(".")[2] for name in state if name.startswith(prefix + ".")}
+    depth = 1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 9), default=0)
+    if depth > max(len(numbers), 1):
+        raise UserError(
+            f"blocks are numbered up to {depth - 1}, and there are {len(numbers)} of them ({side}).",
+            "Some are missing: copy or download the file again.",
+        )
     biases = ("q.bias", "q_bias", "qkv.bias")
     return BlocksConfig(
         width=width,
-        depth=1 + max((int(number) for number in numbers if number.isdecimal()), default=0),
+        depth=depth,
         heads=given.get(option) or published[width],
         mlp_width=_shape(state, f"{prefix}.0.mlp.fc1.weight", 2)[0],
         qkv_bias=any(f"{prefix}.0.attn.{name}" in state for name in biases),

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Mapping
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import Note, UserError
 from ..model.config import ClassifierConfig, MaeConfig
 from ..model.encoder import VideoViT
 from ..model.heads import Classifier
 from ..model.mae import MaskedAutoencoder
+from ..model.refit import refit
 from .families import FAMILIES, FamilyName, recognise
+from .files import licence_of, read, state_dict
+from .hub import download, is_hub
 from .naming import Config, Family, rename, to_ours, to_theirs
 from .reading import not_kept, read_config
 
-PICKLES = (".pth", ".pyth", ".pt", ".bin", ".ckpt")
-HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SHOWN = 12  # names of a kind in a list of what does not fit
 Model = MaskedAutoencoder | Classifier | VideoViT
 
 
@@ -37,7 +38,8 @@ def load_reference(
 
     Args:
         checkpoint: a state dict, or a path to a ``.pth``, ``.pyth``, ``.pt`` or ``.bin`` file (read with
-            `weights_only`: nothing in it is run), a ``.safetensors`` one, or a folder of transformers.
+            `weights_only`: nothing in it is run), a ``.safetensors`` one, a folder of transformers, or either on the
+            hub (``hf://user/name``).
         family: whose checkpoint it is; None recognises it by its names and shapes.
         config: the reference's options by its own names, for what names and shapes do not tell (heads, mask ratio,
             frames); options that a safetensors file carries under "config" are used without it.
@@ -54,34 +56,62 @@ def open_reference(
     family: FamilyName | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[Model, dict[str, Any]]:
-    """As `load_reference`; beside the model, under "source" whose weights these are and their licence."""
-    content, stored = (checkpoint, None) if isinstance(checkpoint, Mapping) else read(Path(checkpoint).expanduser())
-    state = _state_dict(content)
+    """As `load_reference`; beside the model, under "source" whose weights these are and their licence, under "license"
+    the hub's name of it, where it is known.
+    """
+    stored, licence = None, ""
+    if isinstance(checkpoint, Mapping):
+        content: Any = checkpoint
+    else:
+        path = download(str(checkpoint)) if is_hub(checkpoint) else Path(checkpoint).expanduser()
+        content, stored = read(path)
+        licence = licence_of(path) if path.is_dir() else ""
+    state = state_dict(content)
     source = pick(family or recognise(state))
     renamed = rename(state, source)
     parsed = read_config(renamed, source, config if config is not None else stored)
     ours = to_ours(renamed, parsed, source)
     model = empty(parsed)
     load_strictly(model, ours)
-    about = f"{source.project}; licence of its published weights: {source.licence}"
-    return model.eval(), {"source": about}
+    about = {"source": f"{source.project}; licence of its published weights: {licence or source.licence}"}
+    if licence or source.licence_id:
+        about["license"] = licence or source.licence_id
+    warnings.warn(f"weights in the format of {about['source']}.", Note, stacklevel=3)
+    return model.eval(), about
 
 
 def save_reference(model: Model, *, family: FamilyName) -> dict[str, Tensor]:
-    """The model's weights under a reference implementation's names and shapes.
+    """The model's weights under a reference implementation's names and shapes. For an image model's, the encoder of a
+    video model is made one of stills: its kernel summed over time, its temporal positions left out.
 
     Raises:
         UserError: an unknown family, or a model that the family's code would not compute as it is.
     """
     source = pick(family)
+    if source.image and _encoder(model).config.clip.frames > 1:
+        model = _as_stills(model)
     theirs = to_theirs(model.state_dict(), model.config, source)
     lost = not_kept(model.config, rename(theirs, source), source)
     if lost:
         raise UserError(
             f"{source.project} cannot hold this model:\n    " + "\n    ".join(lost),
-            "\n  Save it in stmae's own format.",
+            "\n  Save it in stmae's own format, or the encoder alone (--encoder-only) if only a decoder is in the way.",
         )
     return theirs
+
+
+def _encoder(model: Model) -> VideoViT:
+    return model if isinstance(model, VideoViT) else model.encoder
+
+
+def _as_stills(model: Model) -> Model:
+    if isinstance(model, MaskedAutoencoder):
+        raise UserError(
+            "an image model has no use for a decoder of videos.", "Take the encoder alone (--encoder-only)."
+        )
+    model = copy.deepcopy(model)
+    refit(model, frames=1, patch_frames=1)
+    return model
 
 
 def empty(config: Config) -> Model:
@@ -99,13 +129,16 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         UserError: all names that are missing, left over or of another shape.
     """
     expected = model.state_dict()
-    lines = [f"missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
-    lines += [f"left over   {name} {tuple(state[name].shape)}" for name in state if name not in expected]
-    lines += [
+    lines = _listed(f"missing     {name} {tuple(expected[name].shape)}" for name in expected if name not in state)
+    lines += _listed(f"left over   {name} {tuple(state[name].shape)}" for name in state if name not in expected)
+    lines += _listed(
         f"misshaped   {name}: the file has {tuple(state[name].shape)}, the model {tuple(expected[name].shape)}"
         for name in expected
         if name in state and state[name].shape != expected[name].shape
-    ]
+    )
+    lines += _listed(
+        f"no floats   {name}: {value.dtype}" for name, value in state.items() if not value.dtype.is_floating_point
+    )
     if lines:
         raise UserError(
             "the weights do not fit the model:\n    " + "\n    ".join(lines), "\n  Check which model the file is of."
@@ -115,6 +148,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
     fill_buffers(model)
+
+
+def _listed(lines: Iterable[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    every = list(lines)
+    more = len(every) - SHOWN
+    return every if more <= 0 else [*every[:SHOWN], f"{every[0].split('  ')[0]:10}  ... and {more} more"]
 
 
 def fill_buffers(model: nn.Module) -> None:
@@ -134,64 +174,3 @@ def pick(family: str) -> Family:
     if family not in FAMILIES:
         raise UserError(f'unknown family "{family}".', f"Known: {', '.join(FAMILIES)}.")
     return FAMILIES[family]
-
-
-def read(path: Path) -> tuple[Any, dict[str, Any] | None]:
-    """What a checkpoint's file holds, and the options beside it, if any.
-
-    Raises:
-        UserError: nothing there, or nothing that can be read without running what is in it.
-    """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise UserError(f'there is no file "{path}".', "Give a .pth or .safetensors file.")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                stored = json.loads((file.metadata() or {}).get("config", "null"))
-                return {name: file.get_tensor(name) for name in file.keys()}, stored  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f'"{path}" is no readable safetensors file: {error}.', "Copy or download it again."
-            ) from None
-    try:
-        # The official files hold their command line as a Namespace, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True), None
-    except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f'"{path}" cannot be read safely: {reason}', "It is damaged, or holds more than weights, which is not run."
-        ) from None
-
-
-def _read_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """A folder of transformers: config.json and weights."""
-    found = [folder / name for name in HF_WEIGHTS if (folder / name).is_file()]
-    try:
-        options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        options = None
-    if not found or not isinstance(options, dict):
-        raise UserError(
-            f'"{folder}" is no model folder of transformers.', f"It needs config.json and {' or '.join(HF_WEIGHTS)}."
-        )
-    if options.get("model_type") != "videomae":
-        raise UserError(
-            f'"{folder}" holds a model of type "{options.get("model_type")}".', "stmae reads videomae folders."
-        )
-    return read(found[0])[0], options
-
-
-def _state_dict(checkpoint: Any) -> dict[str, Tensor]:
-    """The state dict within what a training script saved."""
-    if not isinstance(checkpoint, Mapping):
-        raise UserError(f"the file holds a {type(checkpoint).__name__}, not a state dict.", "Check which file it is.")
-    for key in ("model", "model_state", "module"):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    prefix = "weights."  # a file that holds weights beside other tensors
-    if any(name.startswith(prefix) for name in checkpoint):
-        checkpoint = {name[len(prefix) :]: value for name, value in checkpoint.items() if name.startswith(prefix)}
-    return {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}

@@ -157,7 +157,7 @@ class Positions(nn.Module):
         return resize_spatial(spatial, self.grid[1:], grid[1:]), resize_temporal(temporal, grid[0])
 
     def resize(self, grid: Grid) -> None:
-        """Replaces the tables by interpolated ones, for training to go on at another length or resolution."""
+        """Replaces the tables by interpolated ones. A whole model is made one of other clips by `refit.refit`."""
         with torch.no_grad():
             if self.layout == "joint":
                 tables = {"joint": self(grid)}

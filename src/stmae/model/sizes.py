@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
-from ..errors import unknown
+from ..errors import Problems, unknown
 from .config import (
     BlocksConfig,
     ClipConfig,
@@ -163,5 +164,14 @@ def create_model(name: str, **options: object) -> MaskedAutoencoder:
     """A fresh masked autoencoder of a named size; the options are `mae_config`'s.
 
     >>> model = create_model("vit_large", frames=16, image_size=224, mask_ratio=0.9)
+
+    Raises:
+        UserError: an unknown name or option; sizes that do not fit together.
     """
+    known = list(inspect.signature(mae_config).parameters)[1:]
+    problems = Problems()
+    for option in options:
+        if option not in known:
+            problems.extend(unknown("option", option, known))
+    problems.raise_any()
     return MaskedAutoencoder(mae_config(name, **options))  # type: ignore[arg-type]

@@ -17,15 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from stmae.data.opening import paths_of
 from stmae.data.sources import Source, TensorSource
 from stmae.durations import Clock
-from stmae.engine.checkpoint import check_fit
 from stmae.engine.distributed import World
 from stmae.engine.launch import Launch, find
 from stmae.engine.optim import SCHEDULES, Groups, Schedule, by_prefix, layer_scale, parameter_groups
 from stmae.errors import UserError
-from stmae.interop.native import load_model
 from stmae.model.config import MaeConfig
 from stmae.model.mae import MaskedAutoencoder
-from stmae.model.patches import Positions
 from stmae.model.sizes import mae_config
 from stmae.tasks.choices import mask_kind
 from stmae.tasks.options import ModelOptions, OptimizerOptions, Parallel
@@ -275,34 +272,6 @@ def model_config(
         decoder_depth=options.decoder_depth,
         decoder_heads=options.decoder_heads,
     )
-
-
-def init_weights(model: MaskedAutoencoder, where: str) -> str:
-    """Fills a fresh model with the weights of another run; positions are interpolated to its grid.
-
-    The decoder is taken over where it has the same shape, else it starts afresh.
-
-    Returns:
-        What was taken over, as a line for the log.
-
-    Raises:
-        UserError: the encoder there is of another size.
-    """
-    source = load_model(where)
-    grid = model.config.encoder.clip.grid
-    for module in source.modules():
-        if isinstance(module, Positions) and module.grid != grid:
-            module.resize(grid)
-    if isinstance(source, MaskedAutoencoder):
-        state = source.state_dict()
-        own = model.state_dict()
-        if own.keys() == state.keys() and all(own[name].shape == state[name].shape for name in own):
-            model.load_state_dict(state)
-            return f'weights from "{where}": encoder and decoder.'
-    encoder: nn.Module = getattr(source, "encoder", source)
-    check_fit(encoder.state_dict(), model.encoder.state_dict(), f'the encoder in "{where}"')
-    model.encoder.load_state_dict(encoder.state_dict())
-    return f'weights from "{where}": the encoder; the decoder starts afresh.'
 
 
 def training_flops(config: MaeConfig) -> int:

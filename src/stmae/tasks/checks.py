@@ -42,13 +42,18 @@ def check_model(options: ModelOptions, frames: int, image_size: int, problems: P
 
 def check_encoder(options: EncoderOptions, frames: int, image_size: int, problems: Problems) -> None:
     """The encoder's options, for such clips."""
-    check_known("model", options.model, MODELS, problems)
+    own = getattr(options, "init", None) in (
+        None,
+        "none",
+    )  # else size and patch come with the weights, and are checked with them
+    if own or options.model != "custom":
+        check_known("model", options.model, MODELS, problems)
     names = ("frames", "rows", "columns")
     for size, name in zip(options.patch, names, strict=True):
         problems.check(
             size >= 1, f"patch {options.patch} has {size} {name}.", "Give sizes of 1 or more, such as 2 16 16."
         )
-    if min(options.patch) >= 1 and frames >= 1 and image_size >= 1:
+    if own and min(options.patch) >= 1 and frames >= 1 and image_size >= 1:
         _divides("frames", frames, options.patch[0], "frames", problems)
         _divides("image_size", image_size, math.lcm(*options.patch[1:]), "pixels", problems)
         tokens = (frames // options.patch[0]) * (image_size // options.patch[1]) * (image_size // options.patch[2])

@@ -14,10 +14,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from stmae.errors import UserError
+from stmae.interop.families import FamilyName
+from stmae.interop.hub import download, is_hub
 from stmae.interop.huggingface import write_folder
 from stmae.interop.native import is_reference, load_with_extras
-from stmae.interop.reference import Model, open_reference, save_reference
+from stmae.interop.reference import Model, open_reference, pick, save_reference
 from stmae.model.config import ClassifierConfig, EncoderConfig, as_dict
+from stmae.model.encoder import VideoViT
 from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.task import task
 from stmae.weights import save_weights, weights_name
@@ -34,11 +37,15 @@ def convert(options: ConvertOptions) -> Path:
     with warnings.catch_warnings(record=True) as assumed:
         warnings.simplefilter("always")
         model, extras = _open(options)
+    if options.encoder_only:
+        model = model if isinstance(model, VideoViT) else model.encoder
     console = Console(highlight=False, soft_wrap=True)
     console.print(describe(model))
-    for text in [*(str(warning.message) for warning in assumed), extras.get("source", "")]:
-        if text:
-            console.print(f"  {text}")
+    said = dict.fromkeys(str(warning.message) for warning in assumed)
+    if options.to != "stmae":
+        said |= dict.fromkeys(not_in_the_file(model, options.to))
+    for text in said:
+        console.print(f"  {text}")
     if options.to == "stmae":
         out = _write_native(options.out, model, extras)
     elif options.to == "videomae_hf":
@@ -50,14 +57,30 @@ def convert(options: ConvertOptions) -> Path:
 
 
 def _open(options: ConvertOptions) -> tuple[Model, Mapping[str, Any]]:
-    if is_reference(options.model):
+    where = download(options.model) if is_hub(options.model) else options.model
+    if is_reference(where):
         sizes = parse_sizes(options.sizes) or None
-        return open_reference(options.model, family=options.family, config=sizes)
+        return open_reference(where, family=options.family, config=sizes)
     if options.family or options.sizes:
         raise UserError(
             f'"{options.model}" is stmae\'s own, which says itself what it is.', "Leave family and sizes out."
         )
-    return load_with_extras(options.model)
+    return load_with_extras(where)
+
+
+def not_in_the_file(model: Model, family: FamilyName) -> list[str]:
+    """What whoever uses a family's file has to know beside it: the normalisation, where it is not the family's."""
+    clip = (model.config if isinstance(model.config, EncoderConfig) else model.config.encoder).clip
+    usual = pick(family)
+    differ = [
+        name
+        for name, ours, theirs in (("mean", clip.mean, usual.mean), ("std", clip.std, usual.std))
+        if {*ours} != {*theirs} and ours != theirs
+    ]
+    if not differ or family == "videomae_hf":  # whose folder says it
+        return []
+    told = "mean " + " ".join(f"{v:g}" for v in clip.mean) + ", std " + " ".join(f"{v:g}" for v in clip.std)
+    return [f"the file does not say it, and {usual.project} normalises otherwise: give the model clips of {told}."]
 
 
 def parse_sizes(words: Sequence[str]) -> dict[str, Any]:

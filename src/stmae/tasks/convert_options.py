@@ -25,6 +25,7 @@ class ConvertOptions(Options):
         stmae convert VIT_L_16x4_MAE_PT.pyth --out models/large
         stmae convert mae_visualize_vit_base.pth --out models/from-image --sizes num_frames=16
         stmae convert runs/first --out first.pth --to mae_st
+        stmae convert runs/first --out image.pth --to mae_image --encoder-only
     """
 
     model: Positional[str] = field(kw_only=False)
@@ -36,7 +37,9 @@ class ConvertOptions(Options):
     sizes: Annotated[tuple[str, ...], default("the published models'")] = ()
     """What names and shapes do not tell, by the reference's names: num_heads=12 decoder_num_heads=8 num_frames=16."""
     to: Literal["stmae", "mae_st", "slowfast", "videomae", "videomae_hf", "mae_image"] = "stmae"
-    """Whose format to write."""
+    """Whose format to write; for mae_image a video encoder is made one of stills, its kernel summed over time."""
+    encoder_only: bool = False
+    """Leave a decoder or a classifier's head out."""
 
     def check(self, problems: Problems) -> None:
         """Everything `stmae convert` can refuse before it looks into the checkpoint."""

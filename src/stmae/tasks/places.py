@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,5 +120,7 @@ def exists(name: str, value: str | os.PathLike[str], cure: str, problems: Proble
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
     hint = f' Did you mean "{path.parent / near[0]}"?' if near else ""
+    if name in ("model", "init") and not hint and re.fullmatch(r"[\w.-]+/[\w.-]+", str(value)):
+        hint = f" Or, if you mean the hub: hf://{value}."
     problems.add(f'{name} "{value}" does not exist.', f"{cure}.{hint}")
     return False

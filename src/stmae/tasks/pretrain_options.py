@@ -37,7 +37,8 @@ class PretrainOptions(TrainingOptions, ModelOptions):
     preset: str = "auto"
     """Named settings for everything not given here; auto picks by device. `stmae presets` lists them."""
     init: Annotated[str | None, default("none: start from random weights")] = None
-    """Run or file to take weights from (a new run; to go on with a run, repeat its command)."""
+    """Run, file, other project's checkpoint or hf://user/name to take weights and the model's size from (a new run; to
+    go on with a run, repeat its command)."""
     weights: Annotated[tuple[float, ...] | None, default("1 each")] = None
     """How many times each of several folders or lists is gone through in a pass: 2 for twice, 0.5 for half of it."""
     color_jitter: float = 0.0

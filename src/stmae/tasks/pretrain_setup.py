@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -18,9 +19,10 @@ from stmae.model.masking import visible_tokens
 from stmae.tasks import build
 from stmae.tasks.checks import check
 from stmae.tasks.fit import Trial, settle_batch
-from stmae.tasks.outside import given_values, open_mask
+from stmae.tasks.outside import open_mask
 from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.setup import Setup, clip_extras, clip_shape, lent, part, settle, slots_of
+from stmae.tasks.starting import init_weights, settle_model
 from stmae.tasks.videos import open_given
 
 
@@ -30,6 +32,8 @@ class PretrainSetup(Setup):
 
     options: PretrainOptions
     config: MaeConfig
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the weights that the run started from, which goes on with its own."""
 
     @classmethod
     def of(cls, options: PretrainOptions) -> PretrainSetup:
@@ -47,19 +51,16 @@ class PretrainSetup(Setup):
         source, held_out, changed = part(found, options)
         values = Values() if isinstance(source, TensorSource) else values_of(source, options.value_range)
         channels, (frames, *size) = clip_shape(options, source, values, asked)
-        config = build.model_config(
-            options,
-            frames=frames,
-            image_size=(size[0], size[1]),
-            channels=channels,
-            given_values=given_values(options),
-        )
+        start = settle_model(options, asked, frames=frames, image_size=(size[0], size[1]), channels=channels)
+        options, config = start.options, start.config
         values = replace(values, mean=config.encoder.clip.mean, std=config.encoder.clip.std)
         options, fit = settle_batch(options, trial(options, config), device, find().size)
         check(options)
         plan = build.Plan.of(options, slots_of(source))
         notes += [changed] if changed else []
-        return cls(options, config, plan, source, held_out, values, device, why, tuple(notes), fit=fit)
+        return cls(
+            options, config, plan, source, held_out, values, device, why, tuple(notes), fit=fit, origin=start.origin
+        )
 
     def build_model(self) -> MaskedAutoencoder:
         return MaskedAutoencoder(self.config, own_mask=open_mask(self.options.mask))
@@ -69,13 +70,13 @@ class PretrainSetup(Setup):
         return self.options.init
 
     def init_weights(self, model: nn.Module) -> str:
-        return build.init_weights(cast(MaskedAutoencoder, model), str(self.options.init))
+        return init_weights(cast(MaskedAutoencoder, model), self.options)
 
     def groups(self, model: nn.Module) -> Groups:
         return build.groups(cast(MaskedAutoencoder, model), self.options)
 
     def header(self) -> dict[str, Any]:
-        return {"model": as_dict(self.config), "clip": clip_extras(self.options)}
+        return {"model": as_dict(self.config), "clip": clip_extras(self.options), **self.origin}
 
     def flops_per_clip(self) -> float:
         return build.training_flops(self.config)

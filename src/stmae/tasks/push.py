@@ -107,13 +107,12 @@ def card(
         "---",
         "library_name: stmae",
         "pipeline_tag: video-classification",
-        f"license: {options.license}",
+        f"license: {licence(options, extras)}",
         "tags: [video, self-supervised, masked-autoencoder, feature-extraction]",
         "---",
         f"# {options.name.split('/')[-1]}",
         "",
-        options.description
-        or "A video encoder, trained by hiding most of each clip and painting it back (arXiv 2205.09113).",
+        options.description or DESCRIPTION,
         "",
         "```python",
         "import stmae",
@@ -124,16 +123,22 @@ def card(
         f"{describe(model)}.",
     ]
     if "source" in extras:
-        lines += ["", f"Converted from weights of {extras['source']}."]
+        lines += ["", f"Made from weights of {extras['source']}."]
     if picture:
         lines += ["", "Original, masked, painted back, on videos that were held out:", "", f"![]({PICTURE})"]
     if metrics:
         lines += ["", "| | |", "|---|---|", *(f"| {name} | {value:g} |" for name, value in metrics.items())]
+    if options.data or "videos" in derived:
+        lines += ["", "## Data", "", options.data or f"{derived['videos']} videos, not described further."]
     if rows:
-        lines += ["", "## Data", "", options.data or f"{derived.get('videos', '?')} videos, not described further."]
         lines += ["", "## Recipe", "", "| option | value |", "|---|---|"]
         lines += [f"| {name} | {_text(value)} |" for name, value in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def licence(options: PushOptions, extras: Mapping[str, Any]) -> str:
+    """As given; else that of the weights the model comes from, if it is known."""
+    return options.license or str(extras.get("license") or "other")
 
 
 def _text(value: Any) -> str:

@@ -25,7 +25,7 @@ class PushOptions(Options):
     """Run or weights file."""
     name: Positional[str] = field(kw_only=False)
     """Place on the hub: user/name."""
-    license: str = "other"
+    license: Annotated[str, default("that of the weights it was made from, else other")] = ""
     """Licence of the weights, as the hub names it (apache-2.0, cc-by-nc-4.0, ...)."""
     description: str = ""
     """A sentence on the model, for its card."""

@@ -232,6 +232,8 @@ def part(found: Source, options: TrainingOptions, parting: Parting | None = None
 
 
 def _split(source: Source, holdout: float) -> tuple[Source, Source | None]:
+    if isinstance(source, TensorSource) and (holdout == 0 or len(source) < 2):
+        return source, None  # of tensors there is no empty part
     training, kept_out = split(source, holdout)
     return training, kept_out if len(kept_out) else None
 

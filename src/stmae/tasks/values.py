@@ -29,14 +29,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"a {type(value).__name__}"
 
 
-def plain(hint: Any) -> Any:
+def unwrapped(hint: Any) -> Any:
     """The annotation without `Annotated` and without `| None`."""
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) in (Union, types.UnionType):
         members = [member for member in get_args(hint) if member is not type(None)]
         assert len(members) == 1, f"options are of one type, or of one type or None: {hint}"
-        return plain(members[0])
+        return unwrapped(members[0])
     return hint
 
 
@@ -61,7 +61,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     """
     if value is None and optional(hint):
         return None
-    hint = plain(hint)
+    hint = unwrapped(hint)
     if hint is Any:
         return value
     if get_origin(hint) is Literal:
@@ -150,13 +150,13 @@ def from_text(text: Any, hint: Any) -> Any:
     Text that is not what the annotation asks for is left alone: `coerce` then says what is wrong with it.
     """
     if isinstance(text, tuple):
-        members = get_args(plain(hint))
+        members = get_args(unwrapped(hint))
         return tuple(from_text(each, members[0 if members[-1] is ... else i]) for i, each in enumerate(text))
     if optional(hint) and str(text).lower() in ("none", "null"):
         return None
-    if plain(hint) in (int, float):
+    if unwrapped(hint) in (int, float):
         try:
-            return plain(hint)(text)
+            return unwrapped(hint)(text)
         except ValueError:
             return text
     return text
