@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from labelled import SMALL, labelled_clips
 from safetensors.torch import load_file
 from test_parity import HERE
 from test_refit import stills
@@ -138,3 +139,20 @@ def test_other_commands_take_a_reference_checkpoint_as_it_is(videos, tmp_path):
     assert made.pictures
     with pytest.raises(UserError, match=r"init .* does not exist\. .*hf://MCG-NJU/videomae-base\."):
         stmae.pretrain(videos, out=tmp_path / "run", init="MCG-NJU/videomae-base")
+
+
+@pytest.mark.slow
+def test_fine_tuning_takes_other_channels_and_image_models(tmp_path):
+    clips = [(clip[:1], name) for clip, name in labelled_clips(each=2)]
+    options = {**SMALL, "epochs": 1, "batch_size": 2, "holdout": 0.0, "preset": "few_videos"}
+    out = stmae.finetune(clips, out=tmp_path / "grey", init=str(REFERENCE), **options)
+    assert "summed over 3 channels and spread over 1" in (out / "log.txt").read_text()
+    model, extras = load_with_extras(out)
+    assert isinstance(model, Classifier)
+    assert model.config.encoder.clip.channels == 1
+    assert extras["license"] == "cc-by-nc-4.0"
+    image = saved(tmp_path / "stills", stills())
+    out = stmae.finetune(labelled_clips(each=2), out=tmp_path / "video", init=image, frames=4, **options)
+    assert "spread over the 2 frames" in (out / "log.txt").read_text()
+    config = load_with_extras(out)[0].config.encoder
+    assert (config.clip.patch, config.clip.shape, config.positions) == ((2, 8, 8), (4, 32, 32), "separable")

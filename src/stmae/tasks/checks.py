@@ -42,10 +42,8 @@ def check_model(options: ModelOptions, frames: int, image_size: int, problems: P
 
 def check_encoder(options: EncoderOptions, frames: int, image_size: int, problems: Problems) -> None:
     """The encoder's options, for such clips."""
-    own = getattr(options, "init", None) in (
-        None,
-        "none",
-    )  # else size and patch come with the weights, and are checked with them
+    # Else size and patch come with the weights, and are checked with them.
+    own = getattr(options, "init", None) in (None, "none")
     if own or options.model != "custom":
         check_known("model", options.model, MODELS, problems)
     names = ("frames", "rows", "columns")

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from torch import nn
-
 from stmae.data.sources import Source, TensorSource
 from stmae.data.values import Values
 from stmae.engine.checkpoint import check_fit
@@ -16,7 +14,7 @@ from stmae.interop.native import load_with_extras
 from stmae.model.config import ClipConfig, EncoderConfig, from_dict
 from stmae.model.encoder import VideoViT
 from stmae.model.heads import Classifier
-from stmae.model.patches import Positions
+from stmae.model.refit import refit
 from stmae.model.sizes import encoder_config
 from stmae.runs import RunFolder, read_config
 from stmae.tasks.finetune_options import SCRATCH, SHAPE, FinetuneOptions
@@ -63,16 +61,19 @@ def first_encoder(
     clip = encoder.clip
     options = _clips_of(options, clip, extras.get("clip", {}), chosen)
     channels, (frames, height, width) = clip_shape(options, source, values, asked)
-    if channels != clip.channels:
-        raise UserError(
-            f"the encoder takes clips of {clip.channels} channels; these have {channels}.",
-            "Give clips like those that it was trained on.",
-        )
     if not isinstance(source, TensorSource) and "image_size" not in chosen:
         height, width = clip.height, clip.width
-    shaped = replace(clip, frames=frames, height=height, width=width)
+    stills = clip.frames == clip.patch[0] == 1 and frames > 1
+    part = model if isinstance(model, VideoViT) else model.encoder
+    refit(
+        part,
+        frames=frames,
+        image_size=(height, width),
+        channels=channels,
+        patch_frames=options.patch[0] if stills else None,
+    )
     origin = {name: extras[name] for name in ("source", "license") if name in extras}
-    return replace(encoder, clip=shaped, norm=True), options, origin
+    return replace(part.config, norm=True), options, origin
 
 
 def _clips_of(
@@ -91,7 +92,7 @@ def _clips_of(
 
 
 def begin_with(model: Classifier, where: str) -> str:
-    """Fills a fresh classifier with the weights of another run; positions are interpolated to its grid.
+    """Fills a fresh classifier with the weights of another run, made ones of its clips (`refit`).
 
     The head is taken over where it tells the same classes by the same names, else it starts afresh.
 
@@ -102,19 +103,22 @@ def begin_with(model: Classifier, where: str) -> str:
         UserError: the encoder there is of another size.
     """
     source = load_with_extras(where)[0]
-    grid = model.config.encoder.clip.grid
-    resized = False
-    for module in source.modules():
-        if isinstance(module, Positions) and module.grid != grid:
-            module.resize(grid)
-            resized = True
-    encoder: nn.Module = source if isinstance(source, VideoViT) else source.encoder
+    encoder = source if isinstance(source, VideoViT) else source.encoder
+    clip, grid = model.config.encoder.clip, encoder.config.clip.grid
+    changed = refit(
+        encoder,
+        frames=clip.frames,
+        image_size=(clip.height, clip.width),
+        channels=clip.channels,
+        patch_frames=clip.patch[0],
+    )
     state = encoder.state_dict()
     if not any(name.startswith("norm.") for name in state):  # the last norm stands before the head, as VideoMAE has it
         state |= {name: value for name, value in model.encoder.state_dict().items() if name.startswith("norm.")}
     check_fit(state, model.encoder.state_dict(), f'the encoder in "{where}"')
     model.encoder.load_state_dict(state)
-    told = f'weights from "{where}": the encoder' + (", its positions interpolated" if resized else "")
+    told = f'weights from "{where}": the encoder' + (", its positions interpolated" if grid != clip.grid else "")
+    told = "\n  ".join([*changed, told])
     if not isinstance(source, Classifier):
         return f"{told}; the head starts afresh."
     own, theirs = model.config, source.config
