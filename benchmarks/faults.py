@@ -340,7 +340,7 @@ class Session:
 def page(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     import torch
 
-    good = sum(row["equal"] == "yes" for row in rows)
+    good, left = sum(row["equal"] == "yes" for row in rows), sum(KINDS.values()) - len(rows)
     lines = [
         "# Faults",
         "",
@@ -348,6 +348,7 @@ def page(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         f" {platform.machine()}, torch {torch.__version__}: {STEPS} steps of a vit_tiny, a checkpoint every 3 steps,"
         " a log line every step. Each run was broken at a random point and started again by the same command.",
         "",
+        *([f"{left} of {len(rows) + left} are yet to be run; the same command goes on with them.", ""] if left else []),
         f"**{good} of {len(rows)} ended right**: weights, optimiser, position, logged losses and TensorBoard's steps"
         " are bit for bit those of a run that was left alone. With NaN injected, that is a run with the same NaN that"
         " was not killed. With a full disk, the run warns and goes on, or ends with a message; once there is room it"
