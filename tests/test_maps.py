@@ -129,8 +129,9 @@ def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
             read_mask(path, CLIP)
 
 
-def test_what_is_not_hidden_stays() -> None:
-    model = small_model()
+@pytest.mark.parametrize("decode", ["all", "random"])
+def test_what_is_not_hidden_stays(decode: str) -> None:
+    model = small_model(decode=decode)  # in training a share of the hidden tokens, here all of them
     hidden = np.zeros((4, 4, 4), bool)
     hidden[:, 1:3, 1:3] = True
     clip = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)

@@ -85,7 +85,7 @@ def inpaint(
     device = next(model.parameters()).device
     clips = clips.to(device)
     with computing(device, precision):
-        output = model(clips, hidden=torch.from_numpy(hidden).to(device).expand(len(clips), -1))
+        output = model(clips, hidden=torch.from_numpy(hidden).to(device).expand(len(clips), -1), decode_all=True)
     return paint(model, clips, output, statistics=statistics)
 
 
