@@ -115,7 +115,7 @@ class LinearDecoder(nn.Module):
         return self.head(latent[:, visible.shape[1] :])
 
 
-DECODERS: dict[DecoderKind, type[nn.Module]] = {
+DECODERS: dict[DecoderKind, type[Decoder] | type[LinearDecoder]] = {
     "self_attention": Decoder,
     "cross_attention": CrossDecoder,
     "linear": LinearDecoder,

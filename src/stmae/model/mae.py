@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .config import Grid, MaeConfig
-from .decoder import DECODERS
+from .decoder import DECODERS, Decoder, LinearDecoder
 from .encoder import VideoViT
 from .masking import OwnMask, decoded_rows, draw_mask, random_keys, require
 from .targets import Scene, compare, targets
@@ -45,7 +45,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = VideoViT(config.encoder)
         width = config.encoder.blocks.width
         self.encoder_mask_token = nn.Parameter(torch.empty(1, width)) if config.mask_tokens_in_encoder else None
-        self.decoder = DECODERS[config.decoder.kind](config)
+        self.decoder: Decoder | LinearDecoder = DECODERS[config.decoder.kind](config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
