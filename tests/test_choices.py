@@ -153,6 +153,11 @@ def test_a_tokenizer_is_learnt_judged_and_used(videos: Path, tmp_path: Path) -> 
     assert codes.max() < 16
     run = stmae.pretrain(videos, out=tmp_path / "run", **SMALL, target="tokens", tokenizer=made.path)
     assert all("loss" in line or "held_out_loss" in line for line in numbers(run))
+    assert ("tokenizer is an experiment" in (run / "log.txt").read_text()) == made.experimental
+    with pytest.raises(UserError, match="patches"):
+        stmae.pretrain(
+            videos, out=tmp_path / "other", **{**SMALL, "patch": (4, 8, 8)}, target="tokens", tokenizer=made.path
+        )
     with pytest.raises(UserError, match="holds no tokenizer"):
         open_tokenizer(run / "encoder.safetensors")
 

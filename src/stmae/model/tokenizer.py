@@ -16,7 +16,13 @@ from .patches import patchify
 
 DECAY = 0.95  # of the running counts and sums
 DEAD = 0.05  # a code whose count falls below this share of the average one's begins anew
+LEAST_USED, LEAST_GAIN = 0.5, 3.0  # share of the codes, decibels over the mean patch: less is an experiment
 CHUNK = 4096  # patches whose distances to all codes are held at a time
+
+
+def falls_short(used: float, gain: float) -> bool:
+    """Whether a codebook is but an experiment, by the share of its codes that are used and the decibels it gains."""
+    return used < LEAST_USED or gain < LEAST_GAIN
 
 
 class PatchTokenizer(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from stmae.model.encoder import VideoViT
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.masking import OwnMask, fixed_mask
 from stmae.model.sizes import SIZES
-from stmae.model.tokenizer import PatchTokenizer
+from stmae.model.tokenizer import PatchTokenizer, falls_short
 from stmae.tasks.choices import MASK_FILES, import_function, mask_kind
 from stmae.tasks.options import ModelOptions
 from stmae.weights import find_weights, load_weights
@@ -65,18 +65,38 @@ def given_values(options: ModelOptions) -> int:
         UserError: neither tokenizer nor encoder there, or one of another patch.
     """
     if options.target == "tokens":
-        return int(open_tokenizer(options.tokenizer).codes)
+        tokenizer = open_tokenizer(options.tokenizer)
+        _same_patch(getattr(tokenizer, "patch", options.patch), options, f'tokenizer "{options.tokenizer}"')
+        return int(tokenizer.codes)
     if options.target != "teacher":
         return 0
     if options.teacher == "self":
         return SIZES[options.model]().width
     teacher = open_teacher(str(options.teacher))
-    if teacher.config.clip.patch != tuple(options.patch):
-        raise UserError(
-            f'the teacher "{options.teacher}" has patches of {teacher.config.clip.patch}, not {tuple(options.patch)}.',
-            "Choose the same patch: each token is to imitate the one at its place.",
-        )
+    _same_patch(teacher.config.clip.patch, options, f'teacher "{options.teacher}"')
     return teacher.config.blocks.width
+
+
+def _same_patch(patch: Sequence[int], options: ModelOptions, whose: str) -> None:
+    if tuple(patch) != tuple(options.patch):
+        raise UserError(
+            f"the {whose} has patches of {tuple(patch)}, not {tuple(options.patch)}.",
+            "Choose the same patch: a token's target is that of its place.",
+        )
+
+
+def remarks(options: ModelOptions) -> list[str]:
+    """What a person should know of targets from outside that are experiments."""
+    if options.target == "teacher" and options.teacher == "self":
+        return [
+            "teacher self is an experiment: nothing but the normalisation of its features keeps it from collapsing."
+        ]
+    if options.target == "tokens" and isinstance(options.tokenizer, str | Path):
+        scores = load_weights(find_weights(options.tokenizer))[1].get("scores", {})
+        used, gain = scores.get("used", 1.0), scores.get("psnr", 99.0) - scores.get("mean_psnr", 0.0)
+        if falls_short(used, gain):
+            return [f"the tokenizer is an experiment: {used:.0%} of its codes used, {gain:.1f} dB over the mean patch."]
+    return []
 
 
 def open_given(

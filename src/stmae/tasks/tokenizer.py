@@ -18,14 +18,13 @@ from stmae.data.sources import Source, TensorSource, split
 from stmae.data.values import Values, values_of
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
-from stmae.model.tokenizer import PatchTokenizer
+from stmae.model.tokenizer import LEAST_GAIN, LEAST_USED, PatchTokenizer, falls_short
 from stmae.runs import save_weights
 from stmae.tasks import build
 from stmae.tasks.task import task
 from stmae.tasks.tokenizer_options import TokenizerOptions
 from stmae.tasks.videos import none_readable, open_given
 
-LEAST_USED, LEAST_GAIN = 0.5, 3.0  # share of the codes; dB over the mean patch
 JUDGED_CLIPS = 64
 
 
@@ -52,7 +51,7 @@ class Tokenized:
     @property
     def experimental(self) -> bool:
         """Whether the codebook falls short: less than half of it used, or less than 3 dB over the mean patch."""
-        return self.used < LEAST_USED or self.gain < LEAST_GAIN
+        return falls_short(self.used, self.gain)
 
 
 @task(TokenizerOptions)
