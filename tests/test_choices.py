@@ -146,7 +146,8 @@ def test_a_tokenizer_is_learnt_judged_and_used(videos: Path, tmp_path: Path) -> 
     assert made.gain > 1  # of six videos, where those held out look otherwise
     assert made.experimental == (made.gain < 3)
     again = stmae.tokenizer(videos, out=tmp_path / "again.safetensors", codes=16, steps=20, batch_size=4, **small)
-    assert (again.path.read_bytes(), again.psnr) == (made.path.read_bytes(), made.psnr)
+    assert torch.equal(load_file(again.path)["codebook"], load_file(made.path)["codebook"])
+    assert (again.psnr, again.used) == (made.psnr, made.used)
     tokenizer = open_tokenizer(made.path)
     codes = tokenizer(torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8))
     assert codes.shape == (2, 32)
