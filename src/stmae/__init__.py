@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stmae.interop import load_reference as load_reference
     from stmae.interop import save_reference as save_reference
     from stmae.model.sizes import create_model as create_model
+    from stmae.tasks.ablate import ablate as ablate
     from stmae.tasks.check import check as check
     from stmae.tasks.convert import convert as convert
     from stmae.tasks.demo import demo as demo
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # Name -> the module it comes from, imported when the name is first used: `import stmae` costs nothing, torch least.
 _HOME = {
     "UserError": "stmae.errors",
+    "ablate": "stmae.tasks.ablate",
     "check": "stmae.tasks.check",
     "convert": "stmae.tasks.convert",
     "create_model": "stmae.model.sizes",
@@ -67,6 +69,7 @@ _HOME = {
 __all__ = [
     "UserError",
     "__version__",
+    "ablate",
     "check",
     "convert",
     "create_model",

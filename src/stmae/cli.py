@@ -23,6 +23,7 @@ from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from stmae.errors import Note, Problems, UserError, did_you_mean, unknown
+from stmae.tasks.ablate_options import AblateOptions
 from stmae.tasks.check_options import CheckOptions
 from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.demo_options import DemoOptions
@@ -60,6 +61,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "evaluate": (EvaluateOptions, "stmae.tasks.evaluate:evaluate"),
     "predict": (PredictOptions, "stmae.tasks.predict:predict"),
     "maps": (MapsOptions, "stmae.tasks.maps:maps"),
+    "ablate": (AblateOptions, "stmae.tasks.ablate:ablate"),
     "convert": (ConvertOptions, "stmae.tasks.convert:convert"),
     "demo": (DemoOptions, "stmae.tasks.demo:demo"),
     "export": (ExportOptions, "stmae.tasks.export:export"),

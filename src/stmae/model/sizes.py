@@ -27,6 +27,11 @@ def _vit(width: int, depth: int, heads: int, mlp_width: int | None = None) -> Bl
     return BlocksConfig(width=width, depth=depth, heads=heads, mlp_width=mlp_width or 4 * width)
 
 
+def vit_mini() -> BlocksConfig:
+    """2.8 M parameters: for first looks and experiments on a CPU."""
+    return _vit(192, 6, 3)
+
+
 def vit_tiny() -> BlocksConfig:
     """5.7 M parameters."""
     return _vit(192, 12, 3)
@@ -58,7 +63,7 @@ def vit_giant() -> BlocksConfig:
 
 
 SIZES: dict[str, Callable[[], BlocksConfig]] = {
-    size.__name__: size for size in (vit_tiny, vit_small, vit_base, vit_large, vit_huge, vit_giant)
+    size.__name__: size for size in (vit_mini, vit_tiny, vit_small, vit_base, vit_large, vit_huge, vit_giant)
 }
 
 

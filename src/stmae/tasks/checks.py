@@ -16,7 +16,7 @@ from stmae.errors import Problems, UserError, unknown
 from stmae.tasks.options import EncoderOptions, ModelOptions, OptimizerOptions, Options, RunOptions
 from stmae.tasks.values import named_numbers
 
-MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
+MODELS = ("vit_mini", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant")
 FEATURE_FILES = (".parquet", ".npz")
 
 

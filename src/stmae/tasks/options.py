@@ -142,7 +142,7 @@ class EncoderOptions(Options):
     """The encoder."""
 
     model: str = "vit_base"
-    """Size of the encoder: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant."""
+    """Size of the encoder: vit_mini, vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant."""
     patch: tuple[int, int, int] = (2, 16, 16)
     """Size of a spacetime patch: frames, rows, columns."""
     positions: Literal["separable", "joint"] = "separable"

@@ -69,8 +69,7 @@ def bind(cls: type[O], args: Sequence[Any], keywords: Mapping[str, Any]) -> O:
             values that cannot work.
     """
     problems = Problems()
-    hints = get_type_hints(cls, include_extras=True)
-    hints = {field.name: hints[field.name] for field in _fields(cls)}
+    hints = _hints(cls)  # type: ignore[arg-type]
     positional = [field.name for field in _fields(cls) if not field.kw_only]
     problems.check(
         len(args) <= len(positional),
@@ -100,7 +99,7 @@ def resolve(options: O, facts: Facts) -> O:
         UserError: the options that result cannot work; all reasons at once.
     """
     preset = type(options).presets[getattr(options, "preset")](facts)  # noqa: B009 (only some options have one)
-    hints = get_type_hints(type(options), include_extras=True)
+    hints = _hints(type(options))  # type: ignore[arg-type]
     filled = {name: coerce(name, value, hints[name]) for name, value in preset.items()}
     resolved = type(options)(**{**filled, **options.given})
     check(resolved)
@@ -149,6 +148,13 @@ def _from_file(path: Path, hints: Mapping[str, Any], problems: Problems) -> dict
     except UserError as error:
         problems.extend(error)
         return {}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations of an options class's fields."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in _fields(cls)}
 
 
 def _fields(cls: type) -> tuple[Field[Any], ...]:
