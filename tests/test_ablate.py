@@ -213,13 +213,38 @@ def test_the_facts_are_the_papers() -> None:
 # The whole -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_small_sweep(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    labelled = tmp_path / "labelled"
-    for number, path in enumerate(write_videos(labelled, count=14, seconds=(0.5, 0.6), seed=3)):
-        place = labelled / ("even" if number % 2 == 0 else "odd")
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven small videos in each of two class folders."""
+    folder = tmp_path_factory.mktemp("ablate") / "labelled"
+    for number, path in enumerate(write_videos(folder, count=14, seconds=(0.5, 0.6), seed=3)):
+        place = folder / ("even" if number % 2 == 0 else "odd")
         place.mkdir(exist_ok=True)
         shutil.move(path, place / path.name)
+    return folder
+
+
+@pytest.mark.slow
+def test_cells_of_fine_tuning_share_a_pre_training(videos: Path, labelled: Path, tmp_path: Path) -> None:
+    own, out = tmp_path / "own.yaml", tmp_path / "sweep"
+    own.write_text("cells:\n  plain: {finetune: {mask_ratio: 0.0}}\n  masked: {finetune: {mask_ratio: 0.5}}\n")
+    stmae.ablate(
+        videos, labelled=labelled, axis=(str(own),), out=out, smoke=True, clips=8, judge_seeds=1, workers=0,
+        precision="fp32", settings=("frames=4",), tuning=("dropout=0.1",),
+    )  # fmt: skip
+    assert [path.name for path in sorted((out / "runs").iterdir())] == ["base-s0"]
+    results = sorted(path.name for path in (out / "results").iterdir())
+    assert results == [
+        "base-s0--finetune+mask_ratio=0-s0.json", "base-s0--finetune+mask_ratio=0.5-s0.json", "base-s0.json",
+    ]  # fmt: skip
+    assert not list((out / "tuned").iterdir())
+    text = (out / "report.md").read_text()
+    assert "|  | finetune |" in text
+    assert "--dropout 0.1 --mask-ratio 0.5" in text
+
+
+@pytest.mark.slow
+def test_a_small_sweep(videos: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, out = tmp_path / "own.yaml", tmp_path / "sweep"
     own.write_text("cells:\n  plain: {}\n  shallow: {decoder_depth: 1}\n")
     given: dict[str, Any] = {
