@@ -17,7 +17,7 @@ from stmae.tasks.options import SEVERAL, AnyPath, Options, RunOptions, Source, d
 from stmae.tasks.places import check_places, exists
 from stmae.tasks.pretrain_options import PretrainOptions
 from stmae.tasks.task import bind, resolve
-from stmae.tasks.values import from_text, plain, read_yaml
+from stmae.tasks.values import from_text, read_yaml, unwrapped
 
 CLIPS = 25_000
 JUDGES = ("finetune", "attentive", "linear", "knn")
@@ -251,8 +251,8 @@ def assignments(name: str, texts: tuple[str, ...], cls: type[Options]) -> dict[s
 
 def _value(text: str, hint: Any) -> Any:
     """Text as what its option wants; what it cannot be, it stays, for `coerce` to say so."""
-    if get_origin(plain(hint)) is tuple:
+    if get_origin(unwrapped(hint)) is tuple:
         return from_text(tuple(text.strip("[]() ").replace(",", " ").split()), hint)
-    if plain(hint) is bool:
+    if unwrapped(hint) is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     return from_text(text, hint)
