@@ -208,7 +208,8 @@ class Finetuning(Training):
 
     def farewell(self) -> str:
         folder = shlex.quote(str(self.run.path))
-        best = f"; best on the validation videos: {HEADLINE[self.problem]} {self.best:.4g}" * math.isfinite(self.best)
+        kept = "the best weights" if self.options.patience is not None else "the last weights"
+        best = f"; {kept}, best {HEADLINE[self.problem]} {self.best:.4g}" * math.isfinite(self.best)
         ended = " It was stopped early: no evaluation since was better." * self.enough()
         lines = [f"done: the classifier is {self.run.classifier}{best}.{ended} Next:"]
         if paths_of(self.options.videos):
