@@ -22,7 +22,7 @@ from stmae.engine.optim import CosineSchedule, build_adamw, layer_decay_groups, 
 from stmae.model.config import BlocksConfig, ClassifierConfig, ClipConfig, DecoderConfig, EncoderConfig, MaeConfig
 from stmae.model.heads import Classifier
 from stmae.model.mae import MaskedAutoencoder
-from stmae.model.masking import agnostic, key_noise, split_tokens, visible_count
+from stmae.model.masking import agnostic, key_noise, visible_count
 
 SEEDS, PRETRAININGS, LABELS = 5, 3, (256, 2048)
 CORE_PRETRAININGS = 2
@@ -124,16 +124,6 @@ def pretrained(place: Place, number: int) -> MaskedAutoencoder:
     last = place.done(f"pretrain-{number}")["rounds"] - 1
     model.load_state_dict(torch.load(place.state(state_name(number, last)), weights_only=True)["model"])
     return model.eval()
-
-
-def logits(model: Classifier, clip: Tensor, keys: Tensor, hidden: float) -> Tensor:
-    """Of the classifier when it sees some of the tokens only, (B, 8); `clip` is normalised already."""
-    encoder = model.encoder
-    patches, grid = encoder.cut(clip)
-    count = visible_count(patches.shape[1], hidden)
-    visible, _ = split_tokens(agnostic(key_noise(keys, patches.shape[1]), count), count)
-    pooled = encoder.encode(encoder.embed(patches, grid, visible)).mean(dim=1)
-    return model.head(model.dropout(encoder.norm(pooled)))
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -286,7 +276,7 @@ def train_classifier(
             torch.from_numpy(rng.uniform(*at, (len(rows), 1, 1, 1, 1))).float() for at in ((0.7, 1.3), (-0.3, 0.3))
         )
         clip = (known[rows].float() / 255 - 0.45) / 0.225 * gain + shift  # contrast and brightness
-        return F.cross_entropy(logits(model, clip, keys_of(seed, step, len(rows)), size.hidden), targets[rows])
+        return F.cross_entropy(model(clip, keys=keys_of(seed, step, len(rows)), mask_ratio=size.hidden), targets[rows])
 
     groups = layer_decay_groups(model, 0.05, decay=decay, depth=size.depth, layer_id=layer)
     found = fit(place, cell, model, groups, lr, steps, (0.9, 0.999), loss)

@@ -129,9 +129,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     size = arms.SMOKE if options.smoke else arms.FULL
     work = options.work / ("smoke" if options.smoke else "full")
-    footage = {
-        "unlabelled": videos.prepare(options.unlabelled, work), "labelled": videos.prepare([options.labelled], work),
-    }  # fmt: skip
+    given = {"unlabelled": options.unlabelled, "labelled": [options.labelled]}
+    footage = {name: videos.prepare(each, work, synthetic=size.synthetic) for name, each in given.items()}
     state = work / f"real-{footage['unlabelled'].identity}-{footage['labelled'].identity}"
     state.mkdir(parents=True, exist_ok=True)
     place = Place(footage["labelled"], size, options.out, state, time.monotonic() + 60 * options.run)

@@ -176,6 +176,23 @@ def test_what_has_learned_no_motion_is_trained_on(modules, still, tmp_path):
     assert told["ratio"] == pytest.approx(told["loss"]["in disorder"] / told["loss"]["in order"], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_a_setting_is_tried_and_an_encoder_is_judged(modules, still, tmp_path):
+    arms = modules["arms"]
+    place = arms.Place(still, arms.SMOKE, tmp_path, tmp_path, time.monotonic() + 1000)
+    found = arms.tune(place, "scratch", 1)
+    assert found["steps"] == arms.SMOKE.finetune_steps[0]
+    assert found["setting"] == arms.TUNING["scratch"][1]
+    assert 0 <= found["val_accuracy"] <= 1
+    model = arms.Classifier(arms.ClassifierConfig(encoder=arms.encoder_config(arms.SMOKE), classes=8))
+    untouched = model.head.weight.clone()
+    model.load_state_dict(arms.torch.load(place.state("tune-scratch-1"), weights_only=True)["model"])
+    assert not torch.equal(model.head.weight, untouched)
+    judged = modules["motion8"].judge(model.encoder, still, labels=16, held_out=16, seeds=(0,))
+    assert judged["by_seed"] == [judged["accuracy"]]
+    assert judged["clips"] == 16
+
+
 def test_the_interval_knows_clusters_seeds_and_a_difference(modules):
     report, rng = modules["report"], np.random.default_rng(0)
     results = object.__new__(report.Results)
