@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stmae.interop import save_reference as save_reference
     from stmae.model.sizes import create_model as create_model
     from stmae.tasks.ablate import ablate as ablate
+    from stmae.tasks.bench import bench as bench
     from stmae.tasks.check import check as check
     from stmae.tasks.convert import convert as convert
     from stmae.tasks.demo import demo as demo
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOME = {
     "UserError": "stmae.errors",
     "ablate": "stmae.tasks.ablate",
+    "bench": "stmae.tasks.bench",
     "check": "stmae.tasks.check",
     "convert": "stmae.tasks.convert",
     "create_model": "stmae.model.sizes",
@@ -70,6 +72,7 @@ __all__ = [
     "UserError",
     "__version__",
     "ablate",
+    "bench",
     "check",
     "convert",
     "create_model",

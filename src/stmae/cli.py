@@ -24,6 +24,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from stmae.errors import Note, Problems, UserError, did_you_mean, unknown
 from stmae.tasks.ablate_options import AblateOptions
+from stmae.tasks.bench_options import BenchOptions
 from stmae.tasks.check_options import CheckOptions
 from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.demo_options import DemoOptions
@@ -66,6 +67,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "demo": (DemoOptions, "stmae.tasks.demo:demo"),
     "export": (ExportOptions, "stmae.tasks.export:export"),
     "push": (PushOptions, "stmae.tasks.push:push"),
+    "bench": (BenchOptions, "stmae.tasks.bench:bench"),
     "doctor": (DoctorOptions, "stmae.tasks.doctor:doctor"),
     "presets": (PresetsOptions, "stmae.tasks.list_presets:list_presets"),
 }
