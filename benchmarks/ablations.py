@@ -290,7 +290,7 @@ def main() -> None:
         if not options.footage:
             parser.error("give --footage: folders of videos, or synthetic")
         options.work.mkdir(parents=True, exist_ok=True)
-        footage = prepare(options.footage, options.decoded, synthetic=12 if options.smoke else 120)
+        footage = prepare(options.footage, options.decoded, synthetic=24 if options.smoke else 120)
     place = Place(options, footage)
     sweep = place.sweep()
     if footage is not None:

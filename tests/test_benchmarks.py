@@ -248,3 +248,23 @@ def test_dual_masking(tmp_path: Path) -> None:
     assert rows["half, running cells"]["gmacs"] < 0.75 * rows["all"]["gmacs"]
     assert all(row["score"][0]["loss"] > 0 for row in rows.values())
     assert report["command"] in next(tmp_path.glob("*.md")).read_text()
+
+
+@pytest.mark.long
+def test_ablations(tmp_path: Path) -> None:
+    """Every cell is trained and judged on generated footage, once, and the report has them all."""
+    out = tmp_path / "ablations"
+    places = ["--work", str(tmp_path / "work"), "--decoded", str(tmp_path / "decoded"), "--out", str(out)]
+    common = ["benchmarks/ablations.py", "--smoke", "--footage", "synthetic", "--seeds", "1", "--threads", "1", *places]
+    run(tmp_path, *common, "--run-for", "5")
+    page = (tmp_path / "ablations.md").read_text()
+    assert "15 of 15 cells are done" in page
+    assert page.count("to do") == 0
+    assert "| agnostic 90 % | 0." in page
+    assert page.count("one seed only") == 7
+    assert {path.name for path in out.glob("*.png")} == {"mask-ratio.png", "mask-kind.png"}
+    assert len((out / "ablations.csv").read_text().splitlines()) == 1 + 8  # a probe's seed of each cell of both axes
+    (out / "reading.md").write_text("What it means.")
+    told = run(tmp_path, *common, "--list", "--report")
+    assert told.count("done") == 15
+    assert "## Reading\n\nWhat it means." in (tmp_path / "ablations.md").read_text()
