@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -84,6 +85,8 @@ def rows_of(cells: Cells, axis: str) -> tuple[list[Row], list[dict[str, Any]]]:
                 if result is None:
                     continue
                 row.scores.setdefault(judge, {}).setdefault(seed, []).append(result["score"])
+                if variant.finetune:  # what differs is how long the judge takes
+                    row.runs[seed] = {"seconds": result["seconds"]}
                 if result["chance"] is not None:
                     row.chance[judge] = result["chance"]
                 told = {key: result[key] for key in ("measure", "score", "low", "high", "chance")}
@@ -137,14 +140,18 @@ def table(rows: Sequence[Row], known: paper.Table | None) -> list[str]:
     judges = list(dict.fromkeys(judge for row in rows for judge in row.scores))
     beside = "paper" if known is None else f"paper, {known.where}"
     head = ["", *judges, "clips/s", "speed", "time", "GFLOPs/clip", beside]
-    slowest = min((_mean(row, "clips_per_second") for row in rows if row.runs), default=float("nan"))
+    slowest = min((_speed(row) for row in rows if row.runs), default=float("nan"))
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.label, *(spread(row.all(judge)) for judge in judges)]
         if row.runs:
-            speed = _mean(row, "clips_per_second")
-            cells += [f"{speed:.3g}", f"{speed / slowest:.2f}x", duration(_mean(row, "seconds")),
-                      f"{_mean(row, 'flops_per_clip') / 1e9:.3g}"]  # fmt: skip
+            speed = _speed(row)
+            cells += [
+                _number(_mean(row, "clips_per_second")),
+                f"{speed / slowest:.2f}x",
+                duration(_mean(row, "seconds")),
+                _number(_mean(row, "flops_per_clip") / 1e9),
+            ]
         else:
             cells += ["to do", "", "", ""]
         cells.append(_paper(row.paper, known))
@@ -177,6 +184,16 @@ def _paper(setting: str, known: paper.Table | None) -> str:
 def _mean(row: Row, name: str) -> float:
     values = [float(run[name]) for run in row.runs.values() if run.get(name) is not None]
     return float(np.mean(values)) if values else float("nan")
+
+
+def _speed(row: Row) -> float:
+    """Clips per second of pre-training; where cells share one, how often a second they are fine-tuned and judged."""
+    speed = _mean(row, "clips_per_second")
+    return 1 / _mean(row, "seconds") if math.isnan(speed) else speed
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
 
 
 def _chances(rows: Sequence[Row]) -> dict[str, float]:
