@@ -167,6 +167,7 @@ def engine(
 ) -> Callable[[int], None]:
     job = Pretraining.__new__(Pretraining)  # its step alone is wanted: no folder of videos, no run
     job.setup, job.device, job.model, job.wrapped = SimpleNamespace(device=device), device, model, model
+    job.options, job.given = SimpleNamespace(color_jitter=0.0), None  # type: ignore[assignment]
     job.on_log = lambda step: {}  # type: ignore[method-assign]
     job.on_save = lambda step: None  # type: ignore[method-assign]
     optimizer = build_adamw(parameter_groups(model, 0.05), 1e-4)

@@ -199,6 +199,7 @@ def test_a_real_step_never_looks_at_a_number_either() -> None:
     setup = SimpleNamespace(device=torch.device("meta"), options=SimpleNamespace(monitor=None))
     job = Pretraining.__new__(Pretraining)
     job.setup, job.device, job.model, job.wrapped = setup, setup.device, model, model
+    job.options, job.given = SimpleNamespace(color_jitter=0.4), None
     ema, scale = Ema(model, 0.999), LossScale(torch.device("meta"))
     optimizer = Fused(parameter_groups(model, 0.05), 1e-3)
     optimizer.defaults["fused"] = True
