@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 import stmae
 from stmae import cli, paper
 from stmae.data.synthetic import write_videos
+from stmae.engine.log import Log
 from stmae.errors import UserError
 from stmae.tasks import ablate_report
 from stmae.tasks.ablate_axes import AXES, Variant
@@ -208,6 +210,23 @@ def test_the_facts_are_the_papers() -> None:
     assert set(paper.TABLES) <= {*AXES, "mask-kind", "target"}
     for table in paper.TABLES.values():
         assert set(table.speed) <= set(table.accuracy)
+
+
+def test_a_report_of_what_has_been_trained_and_not_judged(places: dict[str, Path]) -> None:
+    from stmae.tasks.ablate import Cells
+
+    cells = Cells.of(options(places, axis=("target",), smoke=True).settled(), "cpu")
+    results = places["out"] / "results"
+    results.mkdir(parents=True)
+    (results / "tokenizer.json").write_text('{"told": "made"}')  # which runs of the target tokens need
+    run = {"clips_per_second": 2.0, "seconds": 16.0, "flops_per_clip": 3_000_000_000, "told": "trained"}
+    (results / "target=tokens-s0.json").write_text(json.dumps(run))
+    ablate_report.write(cells, Log([]))
+    text = (places["out"] / "report.md").read_text()
+    assert "| tokens | 2 | 1.00x | 16 s | 3 | 83.8 (dVAE tokens) |" in text
+    assert f"2 of {len(cells.sweep().units)} pieces" in text
+    assert "# target=tokens-s0: once the sweep has made its tokenizer" in text
+    assert (places["out"] / "report.csv").read_text() == ""
 
 
 # The whole -----------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def _head(cells: Cells) -> list[str]:
     widths = [
         (result["high"] - result["low"]) / 2
         for unit in sweep.units
-        if unit.needs and (result := sweep.result(unit.name)) and result["low"] is not None
+        if (result := sweep.result(unit.name)) and result.get("low") is not None
     ]
     if widths:
         lines += [
