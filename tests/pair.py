@@ -39,8 +39,6 @@ BASE: dict[str, Any] = {
     "batch_size": 8, "repeats": 2, "lr": 1e-3, "clip_grad": 1.0, "workers": 0, "precision": "fp32", "log_every": 1,
     "evaluate_every": 3, "save_every": 3, "holdout": 0.2, "device": "cpu", "threads": 1, "loggers": (),
 }  # fmt: skip
-# A few layers, not twelve.
-SIZES["vit_tiny"] = lambda: BlocksConfig(width=48, depth=2, heads=3, mlp_width=96)
 FULL: dict[str, Any] = {"ema": 0.9, "checkpoint_activations": True}
 FITS = 4  # clips, in the runs that ask for "auto"
 
@@ -137,6 +135,7 @@ def go(name: str, run: Run, videos: str, rank: int) -> dict[str, Any]:
 
 
 def work(videos: str, rank: int, ports: list[int]) -> None:
+    SIZES["vit_tiny"] = lambda: BlocksConfig(width=48, depth=2, heads=3, mlp_width=96)  # a few layers, not twelve
     torch.use_deterministic_algorithms(True)
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost"}
     job |= {"SLURM_TASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}

@@ -221,6 +221,7 @@ def test_transfer(tmp_path: Path) -> None:
     assert (tmp_path / "transfer.png").stat().st_size > 5000
 
 
+@pytest.mark.long
 def test_sparse_vs_dense(tmp_path: Path) -> None:
     options = ["--quick", "--threads", "1", "--device", "cpu", "--state", str(tmp_path), "--out", str(tmp_path)]
     run(tmp_path, "benchmarks/sparse_vs_dense.py", *options)

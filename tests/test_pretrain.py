@@ -377,5 +377,5 @@ def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(
 
 def test_one_process_tasks_refuse_several(run: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     several(monkeypatch, 2)
-    with pytest.raises(UserError, match=r"2 processes were started, and only `stmae pretrain` shares"):
+    with pytest.raises(UserError, match=r"2 processes were started, and only `stmae pretrain` and `stmae"):
         stmae.embed(videos, model=str(run), out=run.parent / "features.parquet")

@@ -176,7 +176,7 @@ def test_shards_that_cannot_be_read_are_told(tmp_path: Path, videos: Path) -> No
 
 
 def test_tar_files_elsewhere(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "WAITS", (0.001,) * 5)
+    monkeypatch.setattr(remote, "WAITS", (0.001,) * 20)
     paths = sorted(videos.iterdir())
     (tmp_path / "served").mkdir()
     for number in range(3):
