@@ -42,6 +42,7 @@ from stmae.tasks.share import share
 
 BATCH, REPEATS, CLASSES = 16, 2, 5
 CPU = torch.device("cpu")
+SECONDS = {"hangs": 2, "fails": 5}  # that an operation may take
 
 
 class Learner(Task):
@@ -303,7 +304,8 @@ def run(folder: Path, rank: int, ports: list[int]) -> None:
         began = time.monotonic()
         try:
             begin = _find_no_videos if name == "vain" else lambda: None
-            with together(CPU, begin, launch=launch, timeout=2 if name == "hangs" else 60) as (world, _):
+            # What fails in one process is heard of in the others when it ends, or else after so many seconds.
+            with together(CPU, begin, launch=launch, timeout=SECONDS.get(name, 60)) as (world, _):
                 assert (world is ALONE) or world.size == size
                 made: Mapping[str, Any] = work(world, folder)
         except Lost as lost:

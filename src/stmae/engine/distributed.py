@@ -14,6 +14,7 @@ identity. Objects travel over gloo (host memory), tensors over the backend of th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import secrets
 import time
@@ -150,6 +151,7 @@ def together(
         yield world, begun
         leave()
     except BaseException as error:
+        _never_destroy_groups()
         lost = _is_lost(error)
         _set(store, f"end/{world.rank}", "" if lost else (str(error) or type(error).__name__))
         if lost:
@@ -193,6 +195,19 @@ def leave() -> None:
     """Ends the process group, where there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _never_destroy_groups() -> None:
+    """Gives the process groups one reference more than will ever be dropped.
+
+    The destructor of gloo's group waits for its threads while it holds Python's lock, and a thread that still has
+    something of a failed operation to drop waits for that lock: the process would hang in place of ending. It would
+    run when the last one goes who holds the group, and that may be the model that an error leaves behind. The others
+    hear of the end when the process ends, or when their operations have waited for long enough.
+    """
+    with contextlib.suppress(AttributeError):  # torch's own table of groups, which has no public name
+        for group in torch.distributed.distributed_c10d._world.pg_map:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def _open_store(launch: Launch) -> Any:
