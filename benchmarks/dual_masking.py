@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sparse_vs_dense import State, device_name, forward_flops, slug, synchronize
+from machine import device_name, slug, synchronize, write_report
+from sparse_vs_dense import State, forward_flops
 
 import stmae
 from stmae.data.synthetic import write_videos
@@ -58,13 +59,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
     }
-    text = markdown(args, report)
-    print("\n" + text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"dual-masking-{slug(report['device'])}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(text)
-    print(f"written to {stem}.json and .md")
+    write_report(args.out, f"dual-masking-{slug(report['device'])}", report, markdown(args, report))
 
 
 def parse() -> argparse.Namespace:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stmae.tasks.machine import device_name, matmul_rate, synchronize
 
-__all__ = ["device_name", "matmul_rate", "matmul_rates", "peak_memory", "slug", "synchronize"]
+__all__ = ["device_name", "matmul_rate", "matmul_rates", "peak_memory", "slug", "synchronize", "write_report"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SLOWEST_BF16 = 0.1  # of the fp32 rate; below it a bf16 step takes minutes and tells nothing
@@ -42,3 +45,12 @@ def matmul_rates(device: torch.device, precisions: list[str]) -> tuple[dict[str,
                 f"fp32 ones at {full / 1e9:.1f}; it has no fast bf16."
             )
     return rates, notes
+
+
+def write_report(out: Path, stem: str, report: Mapping[str, Any], page: str) -> None:
+    """Prints the page, and writes it and the numbers to `out`/`stem`.md and .json."""
+    print("\n" + page)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / f"{stem}.md").write_text(page)
+    print(f"written to {out / stem}.json and .md")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import shlex
 import statistics
@@ -30,7 +29,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from machine import device_name, synchronize  # the neighbour
+from machine import device_name, synchronize, write_report
 
 from stmae.data.loader import Batch
 from stmae.engine.log import Log, MetricsFile, TensorBoard, TextFile
@@ -70,13 +69,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
     }
-    text = markdown(report)
-    print("\n" + text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"overhead-{device.type}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(text)
-    print(f"written to {stem}.json and .md")
+    write_report(args.out, f"overhead-{device.type}", report, markdown(report))
 
 
 def parse() -> argparse.Namespace:

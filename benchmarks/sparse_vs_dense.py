@@ -18,7 +18,6 @@ import argparse
 import datetime
 import json
 import platform
-import re
 import shlex
 import statistics
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import device_name, slug, synchronize, write_report
 from torch.utils.flop_counter import FlopCounterMode
 
 import stmae
@@ -64,13 +64,7 @@ def main() -> None:
         "compute": list(compute_rows(args, state)),
         "loading": None if args.no_loading else loading_row(args, state),
     }
-    text = markdown(args, report)
-    print("\n" + text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"sparse-vs-dense-{slug(report['device'])}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(text)
-    print(f"written to {stem}.json and .md")
+    write_report(args.out, f"sparse-vs-dense-{slug(report['device'])}", report, markdown(args, report))
 
 
 def parse() -> argparse.Namespace:
@@ -361,23 +355,6 @@ ABOUT = """\
 Numbers after "sparse" are mask ratios; dense is measured at 0.9. Compute is forward and backward, the optimiser AdamW's
 fused step over all parameters. Seconds are medians; gains are medians of dense over sparse within a round, with the
 smallest and the largest. Parts: where a batch does not fit into memory, it is computed in so many parts."""
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    return f"{found[1].strip() if found else platform.processor() or platform.machine()} CPU"
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,16 @@ def _slurm(env: Mapping[str, str]) -> Launch:
     return Launch(rank, size, local, _tasks_here(tasks, int(env.get("SLURM_NODEID", "0"))), address, port, "Slurm")
 
 
+def cores() -> int:
+    """Cores that this process may use: all of the machine's, or those that its job was given."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+
+
+def own_cores() -> int:
+    """This process's share of them, where several train on one machine."""
+    return max(1, cores() // find().local_size)
+
+
 def first_host(hosts: str) -> str:
     """The first name in a list of Slurm's: "gpu[07-09,12],old1" gives "gpu07", "a[1-2]b[3,4]" gives "a1b3"."""
     first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", hosts.strip())

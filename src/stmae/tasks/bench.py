@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,17 +14,17 @@ from rich.table import Table
 
 from stmae.data.opening import open_source
 from stmae.engine.blocks import compile_blocks, pick_compile
+from stmae.engine.launch import own_cores
 from stmae.engine.optim import build_adamw, parameter_groups
 from stmae.engine.precision import AUTOCAST, computing, float32_products
 from stmae.model.config import MaeConfig
 from stmae.model.mae import MaskedAutoencoder
 from stmae.tasks.bench_options import BenchOptions
 from stmae.tasks.build import cpu_threads, model_config, pick_device, pick_precision, stand_ins, training_flops
-from stmae.tasks.fit import free_memory, kept_bytes
-from stmae.tasks.machine import device_name, matmul_rate, synchronize
+from stmae.tasks.fit import Trial, free_memory, kept_bytes
+from stmae.tasks.machine import device_name, matmul_rate, seconds_of
 from stmae.tasks.speed import loading_speed
 from stmae.tasks.task import task
-from stmae.tasks.waiting import own_cores
 from stmae.weights import write_atomic
 
 GAIN = 1.05  # below this factor, twice the clips in a step are not worth their memory
@@ -160,7 +158,7 @@ def _training(
 
         try:
             with console.status(f"training steps of {batch} clips"):
-                rate = batch / _seconds(step, device, options.seconds)
+                rate = batch / seconds_of(step, device, options.seconds)
         except torch.OutOfMemoryError:
             optimizer.zero_grad(set_to_none=True)
             console.print(f"{batch} clips in a step do not fit into the memory of {device}")
@@ -175,8 +173,6 @@ def _training(
 
 def _kept(config: MaeConfig, batch: int) -> int:
     """Bytes that a forward pass of so many clips keeps for the backward pass, counted on the meta device."""
-    from stmae.tasks.fit import Trial
-
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
 
@@ -197,35 +193,8 @@ def _embedding(config: MaeConfig, options: BenchOptions, device: torch.device, p
         with torch.inference_mode(), computing(device, precision):
             encoder(pixels)
 
-    seconds = _seconds(embed, device, options.seconds)
+    seconds = seconds_of(embed, device, options.seconds)
     return Step(batch, batch / seconds, 0)
-
-
-def _seconds(step: Callable[[], None], device: torch.device, budget: float) -> float:
-    """Seconds a call, the first of which does not count unless it takes the budget alone."""
-    with _clock(device) as first:
-        step()
-    if first() > budget:
-        return first()
-    count = 0
-    with _clock(device) as passed:
-        while not count or passed() < budget:
-            step()
-            count += 1
-            if device.type == "cuda":
-                synchronize(device)
-    return passed() / count
-
-
-@contextmanager
-def _clock(device: torch.device) -> Iterator[Callable[[], float]]:
-    """A clock that stands still when the block has ended, and the device with it."""
-    synchronize(device)
-    began = time.perf_counter()
-    ended: list[float] = []
-    yield lambda: (ended[0] if ended else time.perf_counter()) - began
-    synchronize(device)
-    ended.append(time.perf_counter())
 
 
 def _conclude(report: Bench, options: BenchOptions, device: torch.device) -> None:

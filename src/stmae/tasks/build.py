@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from stmae.data.opening import paths_of
 from stmae.data.sources import Source, TensorSource
 from stmae.durations import Clock
 from stmae.engine.distributed import World
-from stmae.engine.launch import Launch, find
+from stmae.engine.launch import Launch, find, own_cores
 from stmae.engine.optim import SCHEDULES, Groups, Schedule, by_prefix, layer_scale, parameter_groups
 from stmae.errors import UserError
 from stmae.model.config import MaeConfig
@@ -158,8 +157,7 @@ def default_workers(device: torch.device, source: Source) -> int:
     """
     if isinstance(source, TensorSource):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // find().local_size)
+    cores = own_cores()
     return max(1, cores // 2) if device.type == "cpu" else max(1, min(16, cores - 1))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from stmae.data.processes import Lost, each
 from stmae.data.sources import Source, TensorSource
 from stmae.data.survey import STATIC, Facts, survey
 from stmae.data.tracks import Tracks
+from stmae.engine.launch import cores
 from stmae.errors import UserError
 from stmae.tasks.check_options import CheckOptions
 from stmae.tasks.task import task
@@ -93,7 +93,7 @@ def check(options: CheckOptions) -> Findings:
     other = None
     if options.against is not None:
         other = require_files(open_source(options.against, media=options.media, cache=cache_of(options), say=say))
-    workers = options.workers or default_workers()
+    workers = options.workers or cores()
     with Progress() as progress:
         facts, tracks = look_at(source, options, workers, progress.bar("looking at videos"))
         rows = [Row(source.name(item), found) for item, found in enumerate(facts)]
@@ -118,10 +118,6 @@ def require_files(source: Source) -> Source:
     if isinstance(source, TensorSource):
         raise UserError("clips from Python are no files that could be checked.", "Give a folder, a list or shards.")
     return source
-
-
-def default_workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # Looking -------------------------------------------------------------------------------------------------------------

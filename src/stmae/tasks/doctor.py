@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from stmae.data.synthetic import write_videos
-from stmae.engine.launch import Launch, find
+from stmae.engine.launch import Launch, cores, find
 from stmae.errors import Problems, UserError
 from stmae.tasks.doctor_options import DoctorOptions
 from stmae.tasks.task import task
@@ -98,9 +98,8 @@ def _devices(report: Report) -> None:
 
 def _processor(report: Report) -> None:
     here = torch.device("cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
-    about = f"{cores} cores, {capability}, {torch.get_num_threads()} threads"
+    about = f"{cores()} cores, {capability}, {torch.get_num_threads()} threads"
     report.add("devices", "cpu", f"{about}; {_speeds(here)}")
 
 

@@ -1,4 +1,4 @@
-"""What a machine is and can do at most: its name, and the rate of its matrix products."""
+"""What a machine is and can do: its name, the rate of its matrix products, how long a piece of work takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import platform
 import re
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,3 +52,30 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         if min(seconds) > ENOUGH:
             break
     return best
+
+
+def seconds_of(step: Callable[[], None], device: torch.device, budget: float) -> float:
+    """Seconds a call, the first of which does not count unless it takes the budget alone."""
+    with _clock(device) as first:
+        step()
+    if first() > budget:
+        return first()
+    count = 0
+    with _clock(device) as passed:
+        while not count or passed() < budget:
+            step()
+            count += 1
+            if device.type == "cuda":
+                synchronize(device)
+    return passed() / count
+
+
+@contextmanager
+def _clock(device: torch.device) -> Iterator[Callable[[], float]]:
+    """A clock that stands still when the block has ended, and the device with it."""
+    synchronize(device)
+    began = time.perf_counter()
+    ended: list[float] = []
+    yield lambda: (ended[0] if ended else time.perf_counter()) - began
+    synchronize(device)
+    ended.append(time.perf_counter())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from stmae.data.packing import Result
 from stmae.data.packing import pack as pack_source
 from stmae.data.shard_writer import Totals, to_json, write_whole
 from stmae.data.sources import Source, names_of
+from stmae.engine.launch import cores
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
 from stmae.tasks.pack_options import PackOptions
@@ -44,7 +44,7 @@ def pack(options: PackOptions) -> Path:
                 f"folders of frames, as in {source.root}, have no bytes that could be stored as they are.",
                 "Have them written as videos: --short-side 256, or 0 for their own size.",
             )
-        workers = _cores() if options.workers is None else options.workers
+        workers = cores() if options.workers is None else options.workers
         job = Job(source, str(options.videos), recipe, size_in_bytes(options.shard_size), workers)
         how = "their bytes as they are" if recipe is None else describe(recipe)
         log.message(f"{len(source):,} items from {source.root} to {options.out}: {how}; {workers} workers.")
@@ -155,7 +155,3 @@ class _Progress:
             f"{done:,} of {self._total:,} items, {totals.seconds / 3600:.2f} hours, "
             f"{totals.bytes_out / 1e9:.2f} GB; {left / 60:.0f} min left"
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

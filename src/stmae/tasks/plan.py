@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 
+from stmae.engine.launch import cores
 from stmae.tasks.plan_options import PlanOptions, count_of
 from stmae.tasks.task import task
 
@@ -82,7 +82,7 @@ def gather(options: PlanOptions) -> tuple[dict[str, Number], dict[tuple[str, int
 
     count = count_of(options.videos)
     step_rate = _or(options.step_rate, lambda: measure.step_rate(options))  # first: it may have to be asked for
-    numbers = {"cores": _or(options.cores, lambda: Number(own_cores(), "this machine's"))}
+    numbers = {"cores": _or(options.cores, lambda: Number(cores(), "this machine's"))}
     sample = None
     if count is None:
         sample = measure.Sample.of(options)
@@ -148,7 +148,3 @@ def work_out(options: PlanOptions, numbers: dict[str, Number]) -> Forecast:
         hours=epoch_hours * options.epochs,
         origins={name: number.origin for name, number in numbers.items()},
     )
-
-
-def own_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

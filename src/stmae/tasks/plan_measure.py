@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,14 @@ from stmae.data.opening import open_source
 from stmae.data.sources import Source, names_of, scan
 from stmae.data.survey import Facts, survey
 from stmae.data.synthetic import write_video, write_videos
+from stmae.engine.launch import cores
+from stmae.engine.optim import build_adamw, parameter_groups
 from stmae.engine.peaks import named_peak
 from stmae.errors import UserError
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.sizes import mae_config
 from stmae.tasks.build import training_flops
+from stmae.tasks.machine import device_name, seconds_of
 from stmae.tasks.plan import MEASURED, Number, default_bytes
 from stmae.tasks.plan_options import PlanOptions
 from stmae.tasks.speed import loading_speed
@@ -182,21 +183,17 @@ def step_rate(options: PlanOptions) -> Number:
         )
     batch = 32 if device.type == "cuda" else 1
     model = MaskedAutoencoder(config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = build_adamw(parameter_groups(model, 0.05), 1e-4)
     clips = torch.zeros(batch, 3, options.frames, options.image_size, options.image_size, dtype=torch.uint8)
     clips, keys = clips.to(device), torch.arange(batch, device=device)
-    count, began = 0, 0.0
-    while count == 0 or (count < 20 and time.perf_counter() - began < 3 * options.measure_seconds):
+
+    def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = model(clips, keys=keys).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()  # waits for the device
-        if not began:  # the first step does not count
-            began = time.perf_counter()
-        else:
-            count += 1
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {os.cpu_count()} cores"
-    rate = batch * count / (time.perf_counter() - began)
+
+    rate = batch / seconds_of(step, device, 3 * options.measure_seconds)
+    name = device_name(device) + (f", {cores()} cores" if device.type == "cpu" else "")
     return Number(rate, f"{options.model} on {name}, {MEASURED}")

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stmae.engine.launch import cores
 from stmae.engine.log import duration
 from stmae.tasks.check_report import in_bytes
-from stmae.tasks.plan import Forecast, own_cores
+from stmae.tasks.plan import Forecast
 from stmae.tasks.plan_options import PlanOptions
 
 
@@ -66,7 +67,7 @@ def _changes(console: Console, forecast: Forecast, options: PlanOptions) -> None
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("files", "repeats", "clips/s per core", "cores per GPU", "the whole takes"):
         table.add_column(name)
-    cores = forecast.origins["cores"]
+    origin = forecast.origins["cores"]
     for (kind, repeats), rate in sorted(forecast.others.items()):
         own = _own_cores(options)
         clips = options.gpus * min(forecast.step_rate, own * rate)
@@ -75,12 +76,12 @@ def _changes(console: Console, forecast: Forecast, options: PlanOptions) -> None
         style = "bold" if here else ""
         cells = (kind, f"{repeats}", f"{rate:.3g}", f"{math.ceil(forecast.step_rate / rate)}", duration(3600 * hours))
         table.add_row(*(Text(cell, style=style) for cell in cells))
-    console.print(f"\nWhat repeats and packing change, with {_own_cores(options)} cores per GPU ({cores}):")
+    console.print(f"\nWhat repeats and packing change, with {_own_cores(options)} cores per GPU ({origin}):")
     console.print(table)
 
 
 def _own_cores(options: PlanOptions) -> int:
-    return options.cores if options.cores is not None else own_cores()
+    return options.cores if options.cores is not None else cores()
 
 
 def _rate(rate: float) -> str:

@@ -21,6 +21,7 @@ from stmae.engine.blocks import checkpoint_blocks, compile_blocks
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.distributed import World, together
 from stmae.engine.ema import Ema
+from stmae.engine.launch import own_cores
 from stmae.engine.log import Log, open_log
 from stmae.engine.loop import train
 from stmae.engine.meter import peak_flops
@@ -36,7 +37,7 @@ from stmae.tasks.setup import Setup
 from stmae.tasks.share import share
 from stmae.tasks.training import Parts, Training
 from stmae.tasks.training_options import TrainingOptions
-from stmae.tasks.waiting import WaitingHint, own_cores, waiting_cure
+from stmae.tasks.waiting import WaitingHint, waiting_cure
 from stmae.weights import step_folders
 
 O = TypeVar("O", bound=TrainingOptions)

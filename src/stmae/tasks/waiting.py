@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from stmae.data.sources import Mixture, Source, TensorSource
@@ -60,9 +59,3 @@ def is_packed(source: Source) -> bool:
     if isinstance(source, Mixture):
         return all(is_packed(each) for each in source.sources)
     return source.blocks is not None
-
-
-def own_cores() -> int:
-    """The cores that this process has, where several train on one machine its share of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
