@@ -25,7 +25,7 @@ from stmae.model.masking import decoded_rows, draw_mask
 from stmae.model.patches import patchify, unpatchify
 from stmae.model.sizes import mae_config
 
-FRAMES, SIZE, PATCH = 16, 224, (2, 16, 16)
+FRAMES, SIZE, PATCH = 16, 112, (2, 8, 8)  # 8 x 14 x 14 patches, as of the paper's clips
 DARK, GREY = 70, 170
 ROWS: dict[str, dict[str, Any]] = {
     "agnostic, 90 % hidden": {"mask": "agnostic", "mask_ratio": 0.9},
@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs/pictures/masks.png")
     args = parser.parse_args()
     clip = read(args.video) if args.video else scene()
-    blocks = [row(clip, title, mae_config("vit_tiny", **options), args.key) for title, options in ROWS.items()]
+    configs = {
+        title: mae_config("vit_tiny", image_size=SIZE, patch=PATCH, **options) for title, options in ROWS.items()
+    }
+    blocks = [row(clip, title, config, args.key) for title, config in configs.items()]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     pictures.save_png(args.out, pictures.grid(blocks, stacked=True))
     print(f"written to {args.out}")
@@ -63,7 +66,7 @@ def read(path: Path) -> Tensor:
 
 
 def row(clip: Tensor, title: str, config: MaeConfig, key: int) -> pictures.Block:
-    """Four time steps of the clip under one mask."""
+    """All time steps of the clip under one mask."""
     grid: Grid = config.encoder.clip.grid
     patches, keys = patchify(clip, PATCH), torch.tensor([key])
     hidden, _, hidden_ids = draw_mask(config, grid, patches, keys)
@@ -73,8 +76,9 @@ def row(clip: Tensor, title: str, config: MaeConfig, key: int) -> pictures.Block
         shade = torch.where(hidden, DARK, 0).scatter(1, hidden_ids.gather(1, rows), GREY)
     shown = torch.where(hidden[..., None], shade[..., None].to(torch.uint8), patches)
     frames = unpatchify(shown, grid, PATCH)[0].permute(1, 2, 3, 0).numpy()
-    steps = [0, 1, 2, 3]
-    return pictures.Block(title, [f"time step {t}" for t in steps], [""] * 4, [[frames[t * PATCH[0]] for t in steps]])
+    steps = range(grid[0])
+    labels = [f"time step {t}" for t in steps]
+    return pictures.Block(title, labels, [""] * len(steps), [[frames[t * PATCH[0]] for t in steps]])
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def cells(cuda: bool, model: str | None = None) -> dict[str, Cell]:
         "base-bf16": cell("pretrain", "vit_base", "bf16", 64, "stmae", *PEERS, "reference style"),
         "large-bf16": cell("pretrain", "vit_large", "bf16", 64, "stmae", PEERS[0]),
         "base-fp32": cell("pretrain", "vit_base", "fp32", 32, "stmae", *PEERS, "reference style"),
+        "base-half": cell("pretrain", "vit_base", "bf16", 64, "stmae, half decoded", "stmae", PEERS[0]),
         "base-compiled": cell("pretrain", "vit_base", "bf16", 64, "stmae compiled", "stmae"),
         "finetune": cell("finetune", "vit_base", "bf16", 16, "stmae", *PEERS),
         "inference": cell("inference", "vit_base", "bf16", 64, "stmae", *PEERS),

@@ -134,6 +134,8 @@ def main() -> None:
     state = work / f"real-{footage['unlabelled'].identity}-{footage['labelled'].identity}"
     state.mkdir(parents=True, exist_ok=True)
     place = Place(footage["labelled"], size, options.out, state, time.monotonic() + 60 * options.run)
+    if (sources := len(set(footage["labelled"].clusters.tolist()))) < FOLDS:
+        parser.error(f"the labelled videos stem from {sources} sources; {FOLDS} folds by source take {FOLDS} or more")
     tuned = {}
     for arm in arms.TUNING:
         lacks = [name for n in range(len(arms.TUNING[arm])) if place.result(name := f"tune-{arm}-{n}") is None]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from labelled import SMALL, write_start
 
+import stmae
 from stmae.data.labels import Labels, read_labels
 from stmae.data.official import leak
 from stmae.data.opening import open_source
@@ -141,6 +144,41 @@ def test_commands_take_the_folder_of_lists(sets: dict[str, Path]) -> None:
     check_places(lists.parent / "hmdb51_org" / "wav", problems)
     with pytest.raises(UserError, match=r'2 mistakes(.|\n)*Did you mean ".*wave"'):
         problems.raise_any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, judged, options",
+    [
+        ("kinetics400", "val.csv", {"leave_out": ("missing",)}),
+        ("ssv2", "validation.json", {"label_map": "labels.json"}),
+        ("ucf101", "testlist01.txt", {}),
+        ("hmdb51", ".", {}),
+    ],
+)
+def test_fine_tuned_and_judged(
+    sets: dict[str, Path], tmp_path: Path, name: str, judged: str, options: dict[str, Any]
+) -> None:
+    """The official training list in, a classifier out, judged on the official other part: by naming files alone."""
+    train = sets[name]
+    lists = train if train.is_dir() else train.parent
+    if "label_map" in options:
+        options = options | {"label_map": str(lists / options["label_map"])}
+    run = stmae.finetune(
+        train, out=tmp_path / "run", init=write_start(tmp_path / "start"), **(SMALL | {"epochs": 1}), **options
+    )
+    classes = stmae.load(run).config.class_names
+    assert len(classes) == 4
+    held = {} if name != "hmdb51" else {"subset": "test"}
+    held |= {"subset": "val"} if name == "kinetics400" else {}
+    numbers = stmae.evaluate(
+        lists / judged, model=str(run), views=1, crops=1, workers=0, out=tmp_path / "judged", **held, **options
+    )
+    assert 0 <= numbers["top-1 accuracy"].value <= 1
+    found = json.loads((tmp_path / "judged" / "result.json").read_text())
+    assert found["protocol"]["views"] == 1
+    rows = (tmp_path / "judged" / "classes.csv").read_text()
+    assert all(each in rows.replace('""', '"') for each in classes)
 
 
 def test_a_set_of_another_name(tmp_path: Path) -> None:

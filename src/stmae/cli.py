@@ -93,9 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped by SIGTERM and to be started again. Any other exception is a mistake of ours and keeps its traceback.
     """
     usual = warnings.formatwarning
+    said: set[str] = set()
 
     def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-        return f"note: {message}\n" if issubclass(category, Note) else usual(message, category, *where, **more)
+        if not issubclass(category, Note):
+            return usual(message, category, *where, **more)
+        if str(message) in said:  # two parts of a command have read the same weights
+            return ""
+        said.add(str(message))
+        return f"note: {message}\n"
 
     warnings.formatwarning = shown
     try:
