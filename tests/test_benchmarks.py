@@ -222,6 +222,18 @@ def test_transfer(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_growth(tmp_path: Path) -> None:
+    run(tmp_path, "benchmarks/growth.py", "--quick", "--threads", "1", "--device", "cpu", "--out", str(tmp_path))
+    report = json.loads(next(tmp_path.glob("growth-*.json")).read_text())
+    for points in report["axes"].values():
+        assert sorted(found["flops"] for found in points) == [found["flops"] for found in points]
+        assert all(found["peak_memory"] > 2**20 for found in points)
+    assert [found["processes"] for found in report["processes"]] == [1, 2]
+    assert all(found["seconds"] > 0 for found in report["start"])
+    assert next(tmp_path.glob("growth-*.png")).stat().st_size > 5000
+
+
+@pytest.mark.long
 def test_sparse_vs_dense(tmp_path: Path) -> None:
     options = ["--quick", "--threads", "1", "--device", "cpu", "--state", str(tmp_path), "--out", str(tmp_path)]
     run(tmp_path, "benchmarks/sparse_vs_dense.py", *options)
