@@ -47,10 +47,10 @@ def matmul_rates(device: torch.device, precisions: list[str]) -> tuple[dict[str,
     return rates, notes
 
 
-def write_report(out: Path, stem: str, report: Mapping[str, Any], page: str) -> None:
-    """Prints the page, and writes it and the numbers to `out`/`stem`.md and .json."""
-    print("\n" + page)
+def write_report(out: Path, stem: str, report: Mapping[str, Any], page: str, *, say: bool = True) -> None:
+    """Writes the page and the numbers to `out`/`stem`.md and .json, and prints the page where that is to be said."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / f"{stem}.md").write_text(page)
-    print(f"written to {out / stem}.json and .md")
+    if say:
+        print(f"\n{page}\nwritten to {out / stem}.json and .md")

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                          all cells this device can do
     python benchmarks/speed.py --cells base-fp32        some; the others of an earlier run stay in the report
-    python benchmarks/speed.py --profile base-fp32      which operations the time of our step goes to
+    python benchmarks/speed.py --profile base-fp32      where the time of our step goes, into the report too
 
 All sides of a cell have the same sizes, patches and clips, 90 % hidden when pre-training, the same optimiser (fused
 AdamW), and take turns in processes of their own, so that whatever else the machine does hits all of them. What differs
@@ -24,6 +24,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -33,8 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import device_name, matmul_rates, slug
+from machine import device_name, matmul_rates, slug, synchronize, write_report
 from speed_sides import Side, Work, flops, our_model, step_of
+from torch.utils.flop_counter import FlopCounterMode
 
 PEERS = ("VideoMAE, SDPA", "VideoMAE, eager")
 
@@ -79,9 +81,6 @@ def main() -> None:
         if work.precision not in rates:
             work = replace(work, precision="fp32")
         chosen[name] = replace(cell, work=work)
-    if args.profile:
-        print(profile(chosen[args.profile].work, device))
-        return
     stem = args.out / f"speed-{slug(device_name(device))}"
     report = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").exists() else {"cells": {}}
     report |= {
@@ -89,6 +88,11 @@ def main() -> None:
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "notes": notes,
     }
+    if args.profile:
+        work = chosen[args.profile].work
+        report.setdefault("profiles", {})[args.profile] = profile(work, device, rates[work.precision])
+        write_report(args.out, stem.name, report, markdown(report))
+        return
     done: dict[tuple[Work, tuple[str, ...]], str] = {}
     for name in args.cells or chosen:
         cell = chosen[name]
@@ -98,17 +102,15 @@ def main() -> None:
             continue
         done[cell.work, cell.sides] = name
         report["cells"][name] = measure(name, cell, args, rates)
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-        stem.with_suffix(".md").write_text(markdown(report))
-    print("\n" + markdown(report) + f"\nwritten to {stem}.json and .md")
+        write_report(args.out, stem.name, report, markdown(report), say=False)
+    write_report(args.out, stem.name, report, markdown(report))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cuda = torch.cuda.is_available()
     parser.add_argument("--cells", nargs="+", default=[], help="which; all by default")
-    parser.add_argument("--profile", metavar="CELL", help="print where the time of our step goes instead")
+    parser.add_argument("--profile", metavar="CELL", help="measure where the time of our step goes instead")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
     parser.add_argument("--steps", type=int, default=10 if cuda else 1, help="steps in a turn")
     parser.add_argument("--batch", type=int, default=0, help="clips a step, in place of each cell's own")
@@ -166,19 +168,53 @@ def measure(name: str, cell: Cell, args: argparse.Namespace, rates: dict[str, fl
     }
 
 
-def profile(work: Work, device: torch.device) -> str:
-    """The operations of one step of ours by the time they take themselves, after a step to warm up."""
+def profile(work: Work, device: torch.device, rate: float) -> dict[str, Any]:
+    """Seconds and arithmetic of a step of ours by what is done, after a step to warm up.
+
+    Args:
+        rate: FLOP/s of matrix products.
+    """
     step = step_of(work, *our_model(work, device), device)
     step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    arithmetic = dict.fromkeys([*KINDS, OTHER], 0)
+    for operation, counted in counter.get_flop_counts()["Global"].items():
+        arithmetic[kind_of(str(operation))] += counted
+    if not arithmetic["attention"]:  # PyTorch does not count that of its kernel for CPUs: what is left of the whole
+        arithmetic["attention"] = work.batch * flops(work, "stmae") - sum(arithmetic.values())
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as recorded:
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    by = f"self_{device.type}_time_total"
-    return recorded.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=60)
+        synchronize(device)
+    spent = dict.fromkeys([*KINDS, OTHER], 0.0)
+    for event in recorded.key_averages():
+        if event.device_type.name.lower() == device.type:  # on a GPU kernels alone, not what started them
+            spent[kind_of(event.key)] += getattr(event, f"self_{device.type}_time_total") / 1e6
+    return {
+        "work": asdict(work),
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
+        "matmul_flops_per_second": rate,
+        "kinds": {kind: {"seconds": spent[kind], "flops": arithmetic[kind]} for kind in spent},
+    }
+
+
+# What an operation or a kernel is for, by its name; the first that fits.
+KINDS = {
+    "attention": r"attention|flash|fmha",
+    "matrix products": r"mm|gemm|nvjet|cutlass|linear",
+    "AdamW": r"adam",
+    "layer norm": r"layer_?norm",
+    "GELU": r"gelu",
+}
+OTHER = "all the rest"
+
+
+def kind_of(operation: str) -> str:
+    return next((kind for kind, names in KINDS.items() if re.search(names, operation, re.IGNORECASE)), OTHER)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -206,6 +242,23 @@ def markdown(report: dict[str, Any]) -> str:
                 f" | {'' if side == first else format(row['ratio'], '.2f')} | {row['flops_per_clip'] / 1e9:.1f}"
                 f" | {row['share_of_matmul']:.0%} | {row['peak_memory'] / 2**30:.2f} GiB |"
             )
+        lines.append("")
+    for name, found in report.get("profiles", {}).items():
+        rate, whole = found["matmul_flops_per_second"], sum(kind["seconds"] for kind in found["kinds"].values())
+        lines += [
+            f"## Where a step of {name} goes",
+            "",
+            f"{found['work']['batch']} clips; {found['date']}. Under the profiler, which takes its own time.",
+            "",
+            f"    {found['command']}",
+            "",
+            "| | seconds | share | GFLOP | GFLOP/s | of products |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for kind, spent in found["kinds"].items():
+            own = spent["flops"] / spent["seconds"] if spent["flops"] else 0
+            speed = f"{spent['flops'] / 1e9:.0f} | {own / 1e9:.0f} | {own / rate:.0%}" if own else " | | "
+            lines.append(f"| {kind} | {spent['seconds']:.3g} | {spent['seconds'] / whole:.0%} | {speed} |")
         lines.append("")
     return "\n".join(lines)
 
