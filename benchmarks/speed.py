@@ -56,9 +56,9 @@ def cells(cuda: bool, model: str | None = None) -> dict[str, Cell]:
         return Cell(Work(kind, model or size, precision, batch if cuda else 2), sides)
 
     return {
-        "small-bf16": cell("pretrain", "vit_small", "bf16", 128, "stmae", PEERS[0]),
-        "base-bf16": cell("pretrain", "vit_base", "bf16", 64, "stmae", *PEERS, "reference style"),
-        "large-bf16": cell("pretrain", "vit_large", "bf16", 64, "stmae", PEERS[0]),
+        "small": cell("pretrain", "vit_small", "bf16", 128, "stmae", PEERS[0]),
+        "base": cell("pretrain", "vit_base", "bf16", 64, "stmae", *PEERS, "reference style"),
+        "large": cell("pretrain", "vit_large", "bf16", 64, "stmae", PEERS[0]),
         "base-fp32": cell("pretrain", "vit_base", "fp32", 32, "stmae", *PEERS, "reference style"),
         "base-half": cell("pretrain", "vit_base", "bf16", 64, "stmae, half decoded", "stmae", PEERS[0]),
         "base-compiled": cell("pretrain", "vit_base", "bf16", 64, "stmae compiled", "stmae"),

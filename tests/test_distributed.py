@@ -20,12 +20,37 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import assert_same
 
+from stmae.engine import launch as launching
 from stmae.engine.distributed import ALONE
 from stmae.engine.launch import Launch, find, first_host
 from stmae.errors import UserError
 from stmae.tasks import doctor
+from stmae.tasks.share import Needed, bring
 
 pytestmark = pytest.mark.timeout(600)  # several processes on a machine that may be busy
+
+# How it ends
+
+
+def test_one_of_several_ends_without_taking_the_interpreter_apart() -> None:
+    """Threads end and what is registered is done; what only the interpreter's own end would do is not."""
+    program = """
+import atexit, sys, threading, time
+from stmae.engine import distributed
+class Late:
+    def __del__(self): print("taken apart")
+late = Late()
+atexit.register(print, "registered")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+distributed._one_of_several = sys.argv[1] == "several"
+distributed.end(7)
+print("returned")
+"""
+    ends = {"several": (["thread", "registered"], 7), "alone": (["returned", "thread", "registered", "taken apart"], 0)}
+    for kind, (said, status) in ends.items():
+        done = subprocess.run([sys.executable, "-c", program, kind], capture_output=True, text=True, timeout=120)
+        assert (done.stdout.splitlines(), done.returncode) == (said, status), done.stderr
+
 
 # Who am I
 
@@ -75,6 +100,54 @@ def test_slurms_environment() -> None:
     assert find({**env, "SLURM_STEP_NUM_TASKS": "1"}).size == 1
     with pytest.raises(UserError, match="where they can meet"):
         find({**env, "SLURM_JOB_NODELIST": ""})
+
+
+def test_cores_of_a_task_that_slurm_binds_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "a",
+            "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "8",
+            "SLURM_CPUS_ON_NODE": "64"}  # fmt: skip
+    for name, value in task.items():
+        monkeypatch.setenv(name, value)
+    for bound, own in [(8, 8), (64, 8), (4, 4), (2, 2)]:
+        monkeypatch.setattr(launching, "cores", lambda bound=bound: bound)
+        assert launching.own_cores() == own
+    for name in task:
+        monkeypatch.delenv(name)
+    by_torchrun = {"WORLD_SIZE": "8", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "a",
+                   "MASTER_PORT": "1"}  # fmt: skip
+    for name, value in by_torchrun.items():
+        monkeypatch.setenv(name, value)
+    assert launching.own_cores() == 1, "torchrun binds nothing: all share what there is"
+
+
+class Both:
+    """Rank 1 of two processes, on a host of its own; `sent` is what rank 0 broadcasts, one after the other."""
+
+    main = False
+
+    def __init__(self, *sent: Any) -> None:
+        self.sent = list(sent)
+
+    def broadcast(self, value: Any) -> Any:
+        return self.sent.pop(0)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [("first", []) if isinstance(value, tuple) else type(value)(), value]
+
+
+def test_hosts_get_the_tables_of_packs_that_they_lack(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    table = tmp_path / "cache" / "indexes" / "a.safetensors"
+    needed = Needed((str(tmp_path / "videos"),), (str(table),))
+    bring(needed, Both(needed, b"the table"))  # type: ignore[arg-type]
+    assert table.read_bytes() == b"the table"
+    bring(needed, Both(needed))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r'nowhere" is not on .* \(rank 1\)'):
+        bring(needed, Both(Needed((str(tmp_path / "nowhere"),))))  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    bad = Needed((), (str(tmp_path / "file" / "a.safetensors"),))
+    with pytest.raises(UserError, match="cannot be written on"):
+        bring(bad, Both(bad, b"the table"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ def test_parted_folders_ask_for_one_part_only(labelled: Path, tmp_path: Path) ->
     assert one.about == "8 videos of 2 classes, 1 of them by the others"
     found = one.score(small_model().encoder, torch.device("cpu"))
     assert found == {"monitor_knn": 1.0, "monitor_chance": 1.0}
+    shutil.copytree(parted / "train", parted / "test")
+    assert monitor(parted).about == one.about, "what is looked at while one trains is no test any more"
+    shutil.rmtree(parted / "val")
+    assert monitor(parted).about == "7 videos of 2 classes, each by all others"
 
 
 def test_what_cannot_be_scored_is_refused(labelled: Path) -> None:

@@ -2,6 +2,6 @@
 
 import sys
 
-from stmae.cli import main
+from stmae.cli import script
 
-sys.exit(main())
+sys.exit(script())

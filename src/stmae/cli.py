@@ -86,6 +86,14 @@ Examples:
 """.strip()
 
 
+def script() -> int:
+    """What `stmae` and `python -m stmae` run."""
+    status = main()
+    if (several := sys.modules.get("stmae.engine.distributed")) is not None:
+        several.end(status)
+    return status
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit status.
 

@@ -40,10 +40,11 @@ class Entries:
         name: Names (n,).
         shard, label, ending, reason: int32 (n,), numbers in `tables[...]`; -1 for none.
         tables: the texts of the columns that repeat.
+        path: the file that is mapped, None where there is none.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], path: Path | None = None) -> None:
-        self.arrays, self._path = dict(arrays), path
+        self.arrays, self.path = dict(arrays), path
         self.offset, self.size = arrays["offset"], arrays["size"]
         self.crc = arrays.get("crc", np.broadcast_to(np.int64(-1), len(self.offset)))
         self.start, self.end = arrays["start"], arrays["end"]
@@ -57,7 +58,7 @@ class Entries:
 
     def __reduce__(self) -> tuple[object, ...]:
         # Other processes map the file as well: nothing is copied to them, and the pages are shared.
-        return (Entries.open, (self._path,)) if self._path else (Entries, (self.arrays,))
+        return (Entries.open, (self.path,)) if self.path else (Entries, (self.arrays,))
 
     def text(self, column: str, row: int) -> str | None:
         """Of a column that repeats; None where there is none."""

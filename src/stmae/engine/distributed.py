@@ -13,10 +13,14 @@ identity. Objects travel over gloo (host memory), tensors over the backend of th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import os
 import re
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -174,6 +178,8 @@ def join(launch: Launch, device: torch.device, store: Any, timeout: float = TIME
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     bound = timedelta(seconds=timeout)
+    global _one_of_several
+    _one_of_several = True
     try:
         torch.distributed.init_process_group(
             backend, store=store, rank=launch.rank, world_size=launch.size, timeout=bound
@@ -194,16 +200,39 @@ def join(launch: Launch, device: torch.device, store: Any, timeout: float = TIME
 def leave() -> None:
     """Ends the process group, where there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _never_destroy_groups()
         torch.distributed.destroy_process_group()
+
+
+_one_of_several = False  # whether this process has been
+
+
+def end(status: int) -> None:
+    """Ends a process that has been one of several: what is registered for its end is done, but the interpreter is not
+    taken apart. Others return from here.
+
+    A group's threads live as long as the process. One that wants Python's lock while the interpreter comes to its end
+    is stopped by force, which aborts the process ("terminate called without an active exception", SIGABRT), and
+    torchrun would count a run that is done as failed.
+    """
+    if not _one_of_several:
+        return
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _never_destroy_groups() -> None:
     """Gives the process groups one reference more than will ever be dropped.
 
     The destructor of gloo's group waits for its threads while it holds Python's lock, and a thread that still has
-    something of a failed operation to drop waits for that lock: the process would hang in place of ending. It would
-    run when the last one goes who holds the group, and that may be the model that an error leaves behind. The others
-    hear of the end when the process ends, or when their operations have waited for long enough.
+    something of an operation to drop waits for that lock: the process would hang in place of ending. It would run when
+    the last one goes who holds the group, and that may be the model that an error leaves behind, or the interpreter's
+    end. The others hear of the end when the process ends, or when their operations have waited for long enough.
     """
     with contextlib.suppress(AttributeError):  # torch's own table of groups, which has no public name
         for group in torch.distributed.distributed_c10d._world.pg_map:

@@ -114,7 +114,10 @@ def cores() -> int:
 
 def own_cores() -> int:
     """This process's share of them, where several train on one machine."""
-    return max(1, cores() // find().local_size)
+    own, launch = cores(), find()
+    # Slurm may have given each task cores of its own: together they are no more than what the job has on this host.
+    allotted = int(os.environ.get("SLURM_CPUS_ON_NODE") or 0) if launch.by == "Slurm" else 0
+    return own if own * launch.local_size <= allotted else max(1, own // launch.local_size)
 
 
 def first_host(hosts: str) -> str:

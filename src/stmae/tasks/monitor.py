@@ -1,7 +1,8 @@
 """A score of the features while they are being learnt: kNN on a small labelled set.
 
 The set lies in class folders, `labelled/<class>/...`: each video is then classified by all others. Or it is parted,
-`labelled/train/<class>/...` and `labelled/val/<class>/...`: then those of val are classified by those of train.
+`labelled/train/<class>/...` and `labelled/val/<class>/...`: then those of val are classified by those of train, and
+`labelled/test/` is left alone: what is looked at while one trains is no test any more.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from stmae.model.encoder import VideoViT
 
 MOST_VIDEOS = 1000  # their clips stay in memory
 CLIPS_AT_ONCE = 8
-TRAIN, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
+TRAIN, VALIDATION, TEST = {"train", "training"}, {"val", "valid", "validation"}, {"test"}
 
 
 class Monitor:
@@ -49,7 +50,7 @@ class Monitor:
         world: World,
         warn: Callable[[str], None],
     ) -> None:
-        index = world.first(lambda: scan(folder))
+        index = world.first(lambda: _without_test(scan(folder)))
         index = index.part(np.linspace(0, len(index) - 1, min(len(index), MOST_VIDEOS)).round().astype(int))
         self.world, self.warn, self._reading = world, warn, read
         self.labels, self.validation = _labels(index)
@@ -116,12 +117,26 @@ class Monitor:
         return features
 
 
+def _top(name: str) -> str:
+    return name.split("/")[0].lower()
+
+
+def _parts(index: Index) -> set[str]:
+    """The parts that a set lies in, "train" and others; empty where it has none."""
+    tops = {_top(index.name(item)) for item in range(len(index))}
+    return tops if tops & TRAIN and tops <= TRAIN | VALIDATION | TEST else set()
+
+
+def _without_test(index: Index) -> Index:
+    if not _parts(index) & TEST:
+        return index
+    return index.part([item for item in range(len(index)) if _top(index.name(item)) not in TEST])
+
+
 def _labels(index: Index) -> tuple[list[str], np.ndarray]:
     """Each video's class, and whether it is one of those to be classified (bool; all False where none is set apart)."""
-    names = [index.name(item) for item in range(len(index))]
-    tops = {name.split("/")[0].lower() for name in names}
-    parted = bool(tops & set(TRAIN)) and bool(tops & set(VALIDATION)) and tops <= {*TRAIN, *VALIDATION}
-    if parted:
+    names, parts = [index.name(item) for item in range(len(index))], _parts(index)
+    if parts:
         labels = [name.split("/")[1] if name.count("/") > 1 else "" for name in names]
     else:
         labels = [index.label(item) or "" for item in range(len(index))]
@@ -132,4 +147,4 @@ def _labels(index: Index) -> tuple[list[str], np.ndarray]:
             f'monitor "{index.root}": {outside[0]} lies in no class folder{more}.',
             "Put each video into a folder that is called like its class.",
         )
-    return labels, np.array([parted and name.split("/")[0].lower() in VALIDATION for name in names], dtype=bool)
+    return labels, np.array([bool(parts) and _top(name) in VALIDATION for name in names], dtype=bool)
