@@ -291,6 +291,12 @@ def test_a_small_sweep(videos: Path, labelled: Path, tmp_path: Path, capsys: pyt
     assert not list(out.glob("runs/*/checkpoints"))
     shares = [len((out / "lists" / f"share-{share}.csv").read_text().splitlines()) - 1 for share in ("0.25", "0.5")]
     assert 0 < shares[0] <= shares[1] < 6
+    held_out = [
+        {row["path"] for row in csv.DictReader(index.open()) if row["split"] == "holdout"}
+        for index in out.glob("runs/*/index.csv")
+    ]
+    assert held_out[0], "all cells are judged on the same held-out videos"
+    assert all(found == held_out[0] for found in held_out)
     capsys.readouterr()
     # The commands of the report are right: parsed anew they are the cell's options.
     lines = [line for line in text.splitlines() if line.startswith("stmae pretrain") and "decoder-depth 1" in line]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from stmae.data import clips as choice
 from stmae.data import dataset
-from stmae.data.dataset import MAX_STAND_INS, FixedClips, VideoClips
-from stmae.data.sources import Index, TensorSource, scan
+from stmae.data.dataset import KINDRED_STAND_INS, MAX_STAND_INS, FixedClips, VideoClips
+from stmae.data.sources import Index, Mixture, TensorSource, scan
 from stmae.data.video import read_clips
 from stmae.errors import UserError
 
@@ -108,6 +108,16 @@ def test_nothing_but_unreadable_videos_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     with pytest.raises(UserError, match=rf"{MAX_STAND_INS} videos in a row.*a\.mp4.*empty"):
         training(scan(tmp_path))[0]
+
+
+def test_a_class_of_unreadable_videos_is_filled_from_the_others(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    clips = training(Mixture([scan(tmp_path), scan(videos)]))
+    slot = next(slot for slot in range(len(clips)) if clips.place(slot)[1] == 0)
+    sample = clips[slot]
+    assert sample.item > 0
+    assert len(sample.bad) >= KINDRED_STAND_INS
+    assert {bad.path.rpartition("/")[2] for bad in sample.bad} == {"a.mp4"}
 
 
 def test_damage_after_a_sound_part_is_reported_and_the_part_used(shared: Path) -> None:

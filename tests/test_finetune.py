@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -278,6 +280,7 @@ def test_scores() -> None:
     assert found["val_loss"] == pytest.approx(np.log1p(np.exp([-3, -2, -1, -4])).mean())
     found = score("regression", np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]]))
     assert [found[name] for name in ("val_loss", "val_r2", "val_mae")] == pytest.approx([0.5, -1.0, 0.5])
+    assert score("regression", np.array([[np.nan], [3.0]]), np.array([[1.0], [2.0]]))["val_r2"] == -np.inf
 
 
 def test_an_even_share_of_every_class_is_held_out(videos: Path) -> None:
@@ -322,6 +325,29 @@ def test_class_weights_balance_the_loss(start: str, tmp_path: Path) -> None:
     weights = class_weights(setup)
     assert weights.tolist() == pytest.approx([2.0, 2 / 3])
     assert weights @ setup.labels.counts == pytest.approx(8)
+    both = Labels("multi", ("a", "b"), np.array([[1, 1], [1, 0], [1, 0], [1, 0]], np.float32))
+    setup = replace(setup, labels=both, config=replace(setup.config, problem="multi"))
+    assert class_weights(setup).tolist() == [1.0, 3.0], "what all show weighs 1"
+
+
+@pytest.mark.parametrize("problem", ["single", "multi"])
+def test_a_rare_class_does_not_draw_the_clips_of_others(problem: str) -> None:
+    """At the best loss for a clip it shows its own class, whatever the weights and the smoothing."""
+    job = mock.Mock(spec=Finetuning, problem=problem, weights=torch.tensor([0.5, 50.0]), scale=None)
+    job.options = mock.Mock(label_smoothing=0.1)
+    targets = torch.tensor([[1.0, 0.0]])
+    logits = torch.zeros(1, 2, requires_grad=True)
+    descent = torch.optim.LBFGS([logits], max_iter=100)
+
+    def loss() -> torch.Tensor:
+        descent.zero_grad()
+        total, weight = Finetuning._loss(job, logits, targets)
+        (total / weight).backward()
+        return total
+
+    descent.step(loss)
+    found = logits.softmax(1) if problem == "single" else logits.sigmoid()
+    torch.testing.assert_close(found, torch.tensor([[0.95, 0.05]]), atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow
@@ -353,6 +379,26 @@ def test_training_ends_early_with_the_best_weights(
     assert "stopped early" in (out / "log.txt").read_text()
     stmae.finetune(videos, out=out, holdout=0.2, **options)
     assert max(line["step"] for line in metrics(out)) == 5, "and it does not go on"
+
+
+@pytest.mark.slow
+def test_unreadable_validation_videos_are_left_out(videos: Path, start: str, tmp_path: Path) -> None:
+    """Also the first ones, on which the run tries itself out; they count beside the training videos, not among them."""
+    val = write_labelled(tmp_path / "val", each=6)
+    for name in ("left/0.mp4", "left/1.mp4", "left/2.mp4"):
+        (val / name).write_bytes(b"no video")
+    run = stmae.finetune(
+        videos, out=tmp_path / "run", val=val, init=start, max_bad_share=0.2, **(SMALL | {"epochs": 1})
+    )
+    assert 0 <= last(run, "val_top1") <= 1
+    assert (run / "bad_files.csv").read_text().count("left/") == 3
+    other = write_labelled(tmp_path / "other", each=2)
+    for path in other.glob("*/*.mp4"):
+        path.rename(path.with_stem(f"other-{path.stem}"))
+    with pytest.raises(UserError, match="none of the validation videos that the run was begun with"):
+        stmae.finetune(
+            videos, out=run, val=other, init=start, max_bad_share=0.2, **(SMALL | {"epochs": 2, "workers": 0})
+        )
 
 
 @pytest.mark.slow

@@ -80,6 +80,16 @@ def test_averages_checkpointed_activations_and_compiled_blocks(done: Pair, name:
     assert not torch.equal(weights["decoder.head.weight"], exported["decoder.head.weight"])
 
 
+def test_steps_after_an_evaluation_of_the_average_have_their_own_weights(done: Pair) -> None:
+    """Evaluated after step 2, saved after step 3: FSDP2 holds on to what it gathered for the evaluation."""
+    one, other = done.lines("between-one", "step", "loss"), done.lines("between", "step", "loss")
+    assert other == [pytest.approx(line, rel=1e-5) for line in one]
+
+
+def test_the_monitor_comes_first_where_nothing_is_held_out(done: Pair) -> None:
+    assert done.lines("monitor", "step", "monitor_knn")[-1][0] == 1
+
+
 def test_what_was_asked_for_was_done(done: Pair) -> None:
     assert "processes   2, fsdp (as asked)" in (done / "fsdp" / "log.txt").read_text()
     assert "compile     on (as asked)" in (done / "compiled" / "log.txt").read_text()

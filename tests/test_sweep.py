@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy import Memory
 
 from stmae.engine.log import Log
@@ -65,6 +66,24 @@ def test_a_mistake_of_the_user_ends_what_needs_it_and_nothing_else(tmp_path: Pat
     units[0] = Unit("train", noting(done, "train"))
     assert Sweep(tmp_path, units).run(Log([]))
     assert done == ["other", "train", "judge"]
+
+
+def test_a_failure_of_one_piece_holds_up_no_other(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def fail() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("20 GiB")
+
+    memory = Memory()
+    units = [
+        Unit("train", fail),
+        Unit("judge", noting(done, "judge"), ("train",)),
+        Unit("other", noting(done, "other")),
+    ]
+    with pytest.raises(UserError, match="train: OutOfMemoryError: 20 GiB"):
+        Sweep(tmp_path, units).run(Log([memory]))
+    assert done == ["other"]
+    assert any("Traceback" in text for text in memory.warnings)
 
 
 def test_what_another_process_has_is_left_to_it(tmp_path: Path) -> None:

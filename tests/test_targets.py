@@ -14,7 +14,7 @@ from tiny import changed, random_clip, tiny, tiny_config
 from stmae.errors import UserError
 from stmae.model.paint import paint
 from stmae.model.patches import Normalizer, patchify
-from stmae.model.targets import Scene, patch_statistics, standardize, target_frames, targets
+from stmae.model.targets import Scene, orientations, patch_statistics, standardize, target_frames, targets
 
 
 @given(rows=st.integers(1, 4), width=st.integers(2, 60), scale=st.floats(1e-4, 100), seed=st.integers(0, 999))
@@ -191,3 +191,10 @@ def test_what_is_no_picture_is_not_painted():
     clip = random_clip(model.config)
     with pytest.raises(UserError, match="hog"):
         paint(model, clip, model(clip, keys=torch.tensor([1, 2])))
+
+
+def test_hog_is_that_of_float32_under_autocast() -> None:
+    frames = torch.randint(0, 256, (2, 3, 2, 32, 32)).float()
+    exact = orientations(frames)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(orientations(frames), exact)

@@ -69,3 +69,14 @@ def test_the_nearest_is_the_nearest():
 def test_other_channels_are_refused():
     with pytest.raises(UserError, match="1 channels"):
         PatchTokenizer(patch=(1, 2, 2), codes=4)(torch.zeros(1, 1, 2, 4, 4, dtype=torch.uint8))
+
+
+def test_codes_are_those_of_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    tokenizer = PatchTokenizer(patch=(2, 8, 8), codes=64)
+    clips = torch.randint(0, 256, (4, 3, 4, 64, 64), dtype=torch.uint8)
+    tokenizer.codebook.copy_(tokenizer.cut(clips).flatten(0, 1)[:64] * 0.1 + 0.5)  # near each other
+    exact = tokenizer(clips)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tokenizer(clips), exact)
+    assert len(exact.unique()) > 32

@@ -23,6 +23,7 @@ Sampling = Literal["dense", "segments"]
 
 GATHERED = 2**22  # bytes of frames that are resized together: what a cache holds
 MAX_STAND_INS = 50  # unreadable files in a row
+KINDRED_STAND_INS = 10  # of them those of the same source or class
 NO_VERDICTS: Mapping[int, str] = {}
 
 
@@ -263,6 +264,8 @@ class VideoClips(_Clips):
                 bad.append(BadFile(self.source.name(item), error.reason, item, verdict=item in verdicts))
                 # Keys of its own as well: the stand-in must not repeat a clip from its own slot.
                 root = choice.next_key(choice.clip_key(root, pass_, item, 0))
+                if len(bad) == KINDRED_STAND_INS:  # none of its kind may be sound
+                    kindred = range(len(self.source))
                 item = kindred[int(choice.uniform(root, choice.ITEM) * len(kindred))]
             else:
                 sample.bad[:0] = bad

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stmae.data.augment import on_device
 from stmae.data.clips import uniform
 from stmae.errors import UserError
 
@@ -30,13 +32,10 @@ def colour_jitter(clips: Tensor, keys: Tensor, strength: float) -> Tensor:
         )
     low = max(0.0, 1 - strength)
     drawn = [[low + (1 + strength - low) * uniform(key, COLOUR + i) for i in range(3)] for key in keys.tolist()]
-    factors = torch.tensor(drawn)
-    if clips.device.type == "cuda":
-        factors = factors.pin_memory()
-    factors = factors.to(clips.device, non_blocking=True)[:, :, None, None, None, None]
+    factors = on_device(np.array(drawn, np.float32), clips.device)[:, :, None, None, None, None]
     brightness, contrast, saturation = factors.unbind(1)
     C, T, H, W = clips.shape[1:]
-    shares = torch.tensor(GREY if C == 3 else [1 / C] * C, device=clips.device)
+    shares = on_device(np.array(GREY if C == 3 else [1 / C] * C, np.float32), clips.device)
     # Whole numbers are summed exactly, in whatever batch and order.
     mean = (clips.sum(dim=(2, 3, 4)) / (T * H * W) * shares).sum(dim=1)[:, None, None, None, None]
     x = brightness * (mean + contrast * (clips - mean))

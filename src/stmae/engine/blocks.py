@@ -43,6 +43,8 @@ def compile_blocks(model: nn.Module) -> None:
     """Compiles each block in place, at its first call: blocks of one kind share what was compiled."""
     # Training and evaluation, encoder and decoder, whole and cut sequences are compiled apart.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # DDP would have each block cut again where its buckets end; between blocks it can send early enough.
+    torch._dynamo.config.optimize_ddp = False
     for block in blocks_of(model):
         block.compile()
 

@@ -26,12 +26,6 @@ class Ema:
         self.state = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """From the weights as they are now."""
-        for name, parameter in self._parameters.items():
-            self.state[name].copy_(parameter)
-
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """After the update that makes `step` of them."""
         decay = min(self.decay, (1 + step) / (10 + step))

@@ -46,7 +46,7 @@ def _summed(bucket: Any) -> Any:
 
 def _sharded(model: nn.Module, world: World, strategy: str) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     hosts = world.size // world.local_size if strategy == "hybrid" else 1
     shape = (hosts, world.local_size) if hosts > 1 else (world.size,)
@@ -56,6 +56,8 @@ def _sharded(model: nn.Module, world: World, strategy: str) -> nn.Module:
             for part in module:
                 fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if hasattr(model, "encode"):  # called in place of forward, it gathers the weights as that does
+        register_fsdp_forward_method(model, "encode")
     # Of outputs that are views, which would be harmful only if somebody wrote into them.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     for module in model.modules():
@@ -63,6 +65,14 @@ def _sharded(model: nn.Module, world: World, strategy: str) -> nn.Module:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it sums
     return model
+
+
+def regathered(model: nn.Module) -> None:
+    """To be called when parameters were changed in place. FSDP2 keeps what a forward pass without gradients gathered of
+    its root, and the next pass would compute with that: it is let go.
+    """
+    if hasattr(model, "reshard"):
+        model.reshard()  # type: ignore[operator]
 
 
 @contextlib.contextmanager

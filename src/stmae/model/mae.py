@@ -97,6 +97,11 @@ class MaskedAutoencoder(nn.Module):
         target = targets(Scene(clip, patches, decoded, self.config, self.encoder.normalize, given))
         return MaeOutput(compare(prediction, target), seen, prediction, target, hidden, visible, hidden_ids, decoded)
 
+    def encode(self, clip: Tensor) -> Tensor:
+        """Features (B, D) of whole clips, nothing hidden, as `encoder(clip)` gives them."""
+        features: Tensor = self.encoder(clip)
+        return features
+
     def mask_tokens(self, token: Tensor, hidden_ids: Tensor, grid: Grid) -> Tensor:
         """Mask tokens with the positions of the hidden patches: (B, M, D), for an encoder that sees them."""
         return token + F.embedding(hidden_ids, self.encoder.positions(grid))

@@ -179,8 +179,12 @@ def fixed_mask(mask: Tensor) -> OwnMask:
     if mask.ndim not in (1, 2, 3):
         raise UserError(f"the mask has shape {tuple(mask.shape)}.", "Give (N,), (h, w) or (t, h, w).")
 
+    there: dict[torch.device, Tensor] = {}
+
     def own(keys: Tensor, grid: Grid) -> Tensor:
-        hidden = mask.to(keys.device) != 0
+        if keys.device not in there:
+            there[keys.device] = mask.to(keys.device) != 0
+        hidden = there[keys.device]
         if mask.ndim == 1:
             require("the mask", hidden, (math.prod(grid),))
             return hidden.expand(len(keys), -1)

@@ -72,11 +72,15 @@ def pixels(scene: Scene) -> Tensor:
     config, patches = scene.config, scene.patches
     _, ph, pw = config.encoder.clip.patch
     if config.predict_frames == "linspace":
-        chosen = torch.tensor(target_frames(config, scene.clip.shape[2]), device=scene.clip.device)
-        patches = patchify(scene.clip.index_select(2, chosen), (1, ph, pw))
+        patches = patchify(_frames(scene.clip, config), (1, ph, pw))
     # The first frame's values come first in a patch, so "strided" is a slice.
     values = config.target_frames * ph * pw * config.encoder.clip.channels
     return scene.normalize(take(patches, scene.ids)[..., :values])
+
+
+def _frames(clip: Tensor, config: MaeConfig) -> Tensor:
+    """The frames that are predicted. Their numbers stay on the host: a tensor of them would have to be waited for."""
+    return torch.stack([clip[:, :, frame] for frame in target_frames(config, clip.shape[2])], dim=2)
 
 
 def standardize(values: Tensor) -> Tensor:
@@ -116,9 +120,8 @@ def hog(scene: Scene) -> Tensor:
     """Histograms of oriented gradients: a token's values stand by (frame, channel, bin, cell row, cell column)."""
     config, clip = scene.config, scene.clip
     _, ph, pw = config.encoder.clip.patch
-    chosen = torch.tensor(target_frames(config, clip.shape[2]), device=clip.device)
     # A scale per channel changes nothing, and whole numbers have exact gradients: flat stays flat.
-    cells = orientations(clip.index_select(2, chosen).to(scene.normalize.mean.dtype))  # (B, C * bins, t', H / 8, W / 8)
+    cells = orientations(_frames(clip, config).to(scene.normalize.mean.dtype))  # (B, C * bins, t', H / 8, W / 8)
     cut = patchify(cells, (config.target_frames, ph // HOG_CELL, pw // HOG_CELL))  # (frame, row, column, channel * bin)
     shape = (config.target_frames, ph // HOG_CELL, pw // HOG_CELL, cells.shape[1])
     return take(cut, scene.ids).unflatten(-1, shape).movedim(-1, -3).flatten(-4)
@@ -131,10 +134,11 @@ def orientations(frames: Tensor) -> Tensor:
     orientations; sums over cells of 8 x 8 pixels, divided by the L2 norm over the orientations of a cell and channel.
     """
     B, C, T, H, W = frames.shape
-    padded = F.pad(frames.movedim(1, 2).reshape(-1, 1, H, W), (1, 1, 1, 1), mode="reflect")
-    kernel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
-    kernels = torch.stack([kernel, kernel.T])[:, None].to(padded)
-    across, down = F.conv2d(padded, kernels).unbind(1)
+    padded = F.pad(frames.movedim(1, 2).reshape(-1, 1, H, W), (1, 1, 1, 1), mode="reflect")[:, 0]
+    # Sobel's filters as sums, which autocast leaves in float32 (half precision would move pixels to other bins).
+    columns = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    rows = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    across, down = columns[..., :-2] - columns[..., 2:], rows[..., :-2, :] - rows[..., 2:, :]
     magnitude = torch.hypot(across, down)
     bins = (torch.atan2(across, down) / torch.pi * HOG_BINS).floor().long() % HOG_BINS
     # One bin after the other: all at once would need nine times the clip's memory, and scattering is not deterministic.

@@ -7,6 +7,8 @@ die put to use again (van den Oord et al. 2017, appendix A.1; the mean patch is 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,10 +62,14 @@ class PatchTokenizer(nn.Module):
         return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
     def nearest(self, patches: Tensor) -> Tensor:
-        """The code of each patch (n, P): (n,) int64. Of equally near ones the first."""
-        lengths = self.codebook.square().sum(dim=1)
-        parts = [torch.addmm(lengths, part, self.codebook.T, alpha=-2) for part in patches.split(CHUNK)]
-        return torch.cat([part.argmin(dim=1) for part in parts])
+        """The code of each patch (n, P): (n,) int64. Of equally near ones the first.
+
+        In float32 whatever the autocast says: distances to neighbouring codes differ by less than half precision tells.
+        """
+        with nullcontext() if patches.is_meta else torch.autocast(patches.device.type, enabled=False):
+            lengths = self.codebook.square().sum(dim=1)
+            parts = [torch.addmm(lengths, part, self.codebook.T, alpha=-2) for part in patches.split(CHUNK)]
+            return torch.cat([part.argmin(dim=1) for part in parts])
 
     def pictures(self, codes: Tensor) -> Tensor:
         """Codes (...) to patches (..., P) of pixels in 0..1."""

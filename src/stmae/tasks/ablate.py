@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from stmae.data.index import Index
-from stmae.data.sources import TensorSource, split
+from stmae.data.sources import TensorSource, rank_of, split
 from stmae.engine.log import Console, Log
 from stmae.errors import UserError
 from stmae.runs import RunFolder, compare, disk_errors, read_config, write_config
@@ -162,8 +164,8 @@ class Cells:
         with brief():
             pretrain(**options.given)
         run = RunFolder(options.out)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # a cell that is done needs its weights alone
         found = about_run(run)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # a cell that is done needs its weights alone
         told = {"held-out loss": found["held_out_loss"], "clips/s": found["clips_per_second"]}
         return found | {"told": ", ".join(f"{name} {value:.4g}" for name, value in told.items() if value is not None)}
 
@@ -184,7 +186,7 @@ class Cells:
         """The options of a cell's pre-training."""
         options, own = self.options, dict[str, Any]()
         if variant.share != 1:
-            own["videos"] = self._share_of_videos(variant.share)
+            own["videos"], own["root"] = self._share_of_videos(variant.share)
         machine = self._machine("device", "precision", "threads", "workers")
         out = self.out / "runs" / self.name(variant, seed)
         return options.pretraining(self.preset, variant, out=out, seed=seed, **machine, **own)
@@ -193,18 +195,24 @@ class Cells:
         """Where and how to compute, as far as it is given."""
         return {name: self.options.given[name] for name in names if name in self.options.given}
 
-    def _share_of_videos(self, share: float) -> Path:
-        """A list of a share of the videos, drawn once by their names; a larger share holds the smaller ones."""
+    def _share_of_videos(self, share: float) -> tuple[Path, Path]:
+        """A list of a share of the training videos and of all held-out ones, and the root of its names.
+
+        Drawn by names, once: a larger share holds the smaller ones. As names stay, all cells hold out the same videos.
+        """
+        source = open_given(self.options.pretraining(self.preset, Variant("")), lambda text: None)
+        if isinstance(source, TensorSource) or not isinstance(source, Index) or not isinstance(source.root, Path):
+            raise UserError(
+                "axis data takes a share of the videos, which needs a folder or a list of files.",
+                "Give one, or compare sets of your own by an axis file with videos: in each cell.",
+            )
         path = self.out / "lists" / f"share-{share:g}.csv"
         if not path.exists():
-            source = open_given(self.options.pretraining(self.preset, Variant("")), lambda text: None)
-            if isinstance(source, TensorSource) or not isinstance(source, Index):
-                raise UserError(
-                    "axis data takes a share of the videos, which needs a folder or a list of files.",
-                    "Give one, or compare sets of your own by an axis file with videos: in each cell.",
-                )
-            write_list(path, cast(Index, split(source, 1 - share)[0]), labels=False)
-        return path
+            training, held_out = (cast(Index, part) for part in split(source, self.shared["holdout"]))
+            ranks = np.array([rank_of(f"share/{training.name(item)}") for item in range(len(training))])
+            kept = np.sort(ranks.argsort(kind="stable")[: max(1, round(share * len(training)))])
+            write_list(path, [training.part(kept), held_out], root=source.root)
+        return path, source.root
 
     # Judges ---------------------------------------------------------------------------------------------------------
 
@@ -227,7 +235,7 @@ class Cells:
                 raise UserError(
                     f'labelled "{self.options.labelled}" is packed.', "Give class folders, or a list of files."
                 )
-            write_list(path, source, labels=True)
+            write_list(path, [source], labels=True)
         log.message(f"judged on {parts.origin}")
 
     def judge(self, variant: Variant, seed: int, judge: str, number: int) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shlex
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +15,10 @@ from torch import Tensor
 
 from stmae import metrics
 from stmae.data.augment import augment, on_device
-from stmae.data.dataset import Sample
 from stmae.data.loader import Batch
 from stmae.data.mixing import mix
 from stmae.data.opening import paths_of
+from stmae.data.workers import Verdict
 from stmae.engine.loop import StepResult
 from stmae.engine.precision import computing
 from stmae.errors import UserError
@@ -33,6 +31,7 @@ from stmae.tasks.train import train_run
 from stmae.tasks.training import Parts, Training
 
 CLIPS_AT_ONCE = 8  # of a validation, in each process
+VALIDATION_SLOT = -2  # of the verdicts on validation videos
 KEPT_BYTES = 2**29  # of validation clips: more of them are read anew each time
 HEADLINE = {"single": "val_top1", "multi": "val_map", "regression": "val_r2"}
 
@@ -79,39 +78,45 @@ class Finetuning(Training):
         targets = self._targets(batch.items.numpy())
         ratio = self.mask_ratio(batch.cursor)
         batch = batch.to(self.device)
-        clips = augment(batch.clips, keys, self.setup.strength)
         options = self.options
-        clips, targets = mix(clips, targets, keys, repeats=options.repeats, mixup=options.mixup, cutmix=options.cutmix)
+        with torch.autocast(self.device.type, enabled=False):  # half precision is too coarse for where pixels come from
+            clips = augment(batch.clips, keys, self.setup.strength)
+            clips, targets = mix(
+                clips, targets, keys, repeats=options.repeats, mixup=options.mixup, cutmix=options.cutmix
+            )
         logits = self.wrapped(clips, keys=batch.keys, mask_ratio=ratio)
         loss, weight = self._loss(logits, targets)
         numbers = {}
         if self.problem == "single":
             hits = logits.detach().argmax(1) == targets.argmax(1)
-            numbers["train_top1"] = (hits * (self.weights * targets).sum(1)).sum()
+            numbers["train_top1"] = (hits * (self.weights * targets).sum(1)).sum()  # divided by the loss's weight
         return StepResult(loss, weight, clips=len(clips), numbers=numbers)
 
     def _targets(self, items: np.ndarray) -> Tensor:
-        """Of the videos of a batch: (B, outputs) on the device; classes as shares that sum to 1, smoothed."""
-        own, smoothing = self.targets[items], self.options.label_smoothing
+        """Of the videos of a batch: (B, outputs) on the device; one class of all as 1 among zeros."""
+        own = on_device(self.targets[items], self.device)
         if self.problem != "single":
-            found = on_device(own, self.device)
-            return found if self.problem == "regression" else found * (1 - smoothing) + smoothing / 2
-        classes = self.setup.config.classes
-        hot = on_device(own, self.device)[:, None] == torch.arange(classes, device=self.device)
-        return hot.float() * (1 - smoothing) + smoothing / classes
+            return own
+        return (own[:, None] == torch.arange(self.setup.config.classes, device=self.device)).float()
 
     def _loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over the clips of a batch, and what it is to be divided by."""
+        """The loss summed over the clips of a batch, and what it is to be divided by.
+
+        Labels are smoothed here, after mixing, which gives the same. A clip weighs what its classes do, not what the
+        share does that smoothing gives to each of the others: else a rare class would draw all clips to itself.
+        """
         if logits.dtype != torch.float64:
             logits = logits.float()
         count = torch.full((), float(len(logits)), device=logits.device)
+        smoothing = self.options.label_smoothing
         if self.problem == "single":
-            each = self.weights * targets
-            return -(each * logits.log_softmax(dim=1)).sum(), each.sum().detach()
+            weights = (self.weights * targets).sum(dim=1)
+            smooth = targets * (1 - smoothing) + smoothing / targets.shape[1]
+            return -(weights[:, None] * smooth * logits.log_softmax(dim=1)).sum(), weights.sum().detach()
         if self.problem == "multi":
-            loss = F.binary_cross_entropy_with_logits(
-                logits, targets.to(logits.dtype), pos_weight=self.weights, reduction="none"
-            )
+            targets = targets.to(logits.dtype)
+            smooth, weights = targets * (1 - smoothing) + smoothing / 2, 1 + (self.weights - 1) * targets
+            loss = F.binary_cross_entropy_with_logits(logits, smooth, weight=weights, reduction="none")
             return loss.mean(dim=1).sum(), count
         assert self.scale is not None
         return ((logits - targets) / self.scale).square().mean(dim=1).sum(), count
@@ -151,11 +156,11 @@ class Finetuning(Training):
         assert next(clips, None) is None
         self.model.train()
         every = sorted((pair for each in self.world.gather(found) for pair in each), key=lambda pair: pair[0])
-        if not every:
+        if not every and limit is None:
             raise UserError(
                 "none of the validation videos can be read.", "Mend or remove them, or validate on others with --val."
             )
-        return np.array([item for item, _ in every]), np.array([row for _, row in every])
+        return np.array([item for item, _ in every], int), np.array([row for _, row in every])
 
     def _validation_clips(self, items: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Clips (1, C, T, H, W) of the readable ones among these videos; where they are few, they stay in memory."""
@@ -165,16 +170,16 @@ class Finetuning(Training):
         clips = self.setup.validation_clips()
         whole = len(items) == len(range(self.world.rank, len(clips), self.world.size))
         kept, size = list[tuple[int, Tensor]](), 0
-        threads = max(1, self.setup.workers)
-        with ThreadPoolExecutor(threads, "validate") as pool:
-            for sample in ahead(pool, clips.__getitem__, items, 2 * threads):
-                self.news.bad += sample.bad
-                if not len(sample.clips):
-                    continue
-                size += sample.clips.nbytes
-                if size <= KEPT_BYTES:
-                    kept.append((sample.item, sample.clips))
-                yield sample.item, sample.clips
+        known = [Verdict(item, item, reason) for slot, item, reason in self.verdicts.found if slot == VALIDATION_SLOT]
+        for sample in self.read_fixed(clips, items, known):
+            self.news.bad += sample.bad
+            self.news.verdicts += [Verdict(VALIDATION_SLOT, bad.item, bad.reason) for bad in sample.bad if bad.verdict]
+            if not len(sample.clips):
+                continue
+            size += sample.clips.nbytes
+            if size <= KEPT_BYTES:
+                kept.append((sample.item, sample.clips))
+            yield sample.item, sample.clips
         if whole and size <= KEPT_BYTES:
             self.kept = kept
 
@@ -184,9 +189,16 @@ class Finetuning(Training):
         if (score, -loss) > (self.best, -self.best_loss):
             self.best, self.best_loss, self.waited = score, loss, 0
             if self.options.patience is not None:
-                self.save_weights()
+                self._save_best()
         else:
             self.waited += 1
+
+    def _save_best(self) -> None:
+        """Publishes the weights that were just judged."""
+        try:
+            self.save_weights()
+        except OSError as error:
+            self.log.warning(f"the best weights so far could not be written ({error}); better ones will be tried.")
 
     def enough(self) -> bool:
         return self.options.patience is not None and self.waited >= self.options.patience
@@ -200,6 +212,7 @@ class Finetuning(Training):
     def on_save(self, step: int) -> None:
         if self.options.patience is not None and math.isfinite(self.best):
             self.hear()  # the file holds the best weights so far, not these
+            self.write_bad_files()
             return
         super().on_save(step)
 
@@ -243,8 +256,9 @@ def class_weights(setup: FinetuneSetup) -> np.ndarray:
     counts, videos = setup.labels.counts, len(setup.labels.targets)
     if setup.options.balance != "loss":
         return np.ones(len(counts), np.float32)
-    there = counts > 0
-    wanted = videos / there.sum() if setup.config.problem == "single" else videos - counts
+    single = setup.config.problem == "single"
+    there = (counts > 0) & (single | (counts < videos))  # a class of all videos has nothing to be weighed against
+    wanted = videos / there.sum() if single else videos - counts
     return np.divide(wanted, counts, out=np.ones(len(counts)), where=there).astype(np.float32)
 
 
@@ -253,7 +267,8 @@ def score(problem: str, outputs: np.ndarray, targets: np.ndarray) -> dict[str, f
     outputs = outputs.astype(np.float64)
     if problem == "regression":
         errors = metrics.regression_errors(outputs, targets)
-        r2 = float(np.nan_to_num(errors.r2, nan=0.0).mean())
+        # Of values that never vary there is no R2, and they count as 0; outputs that are no numbers are the worst.
+        r2 = float(np.nan_to_num(errors.r2, nan=0.0).mean()) if np.isfinite(outputs).all() else -math.inf
         return {"val_loss": float((errors.rmse**2).mean()), "val_r2": r2, "val_mae": float(errors.mae.mean())}
     if problem == "multi":
         loss = np.logaddexp(0, outputs) - targets * outputs
@@ -265,14 +280,3 @@ def score(problem: str, outputs: np.ndarray, targets: np.ndarray) -> dict[str, f
     if outputs.shape[1] > 5:
         found["val_top5"] = metrics.topk_accuracy(outputs, targets, 5)
     return found | {"val_mean_class": metrics.mean_class_accuracy(outputs, targets)}
-
-
-def ahead(pool: Executor, function: Callable[[int], Sample], items: Sequence[int], most: int) -> Iterator[Sample]:
-    """What the function gives for each item, in order; at most so many are worked on or waiting."""
-    waiting: deque[Future[Sample]] = deque()
-    for item in items:
-        if len(waiting) == most:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(function, item))
-    while waiting:
-        yield waiting.popleft().result()

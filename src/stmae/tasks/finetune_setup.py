@@ -18,7 +18,7 @@ from stmae.data.augment import Strength
 from stmae.data.dataset import FixedClips, VideoClips
 from stmae.data.frozen import load_index, save_index
 from stmae.data.labels import Labels
-from stmae.data.sources import Source, TensorSource
+from stmae.data.sources import Source, TensorSource, names_of
 from stmae.data.values import Values, values_of
 from stmae.engine.launch import find
 from stmae.engine.optim import Groups
@@ -114,6 +114,11 @@ class FinetuneSetup(Setup):
         super().freeze(run)
         if self.own_val and self.val is not None and not isinstance(self.val.source, TensorSource):
             save_index(run.val_index, self.val.source)
+
+    @property
+    def videos(self) -> int:
+        own = self.val.source if self.own_val and self.val else ()  # videos that are no part of the labelled ones
+        return super().videos + len(own)
 
     def validation_clips(self) -> FixedClips:
         """A clip from the middle of each validation video."""
@@ -220,6 +225,11 @@ def _frozen_val(options: FinetuneOptions, val: Part) -> Part:
     if isinstance(val.source, TensorSource) or not run.val_index.exists():
         return val
     kept, _ = load_index(run.val_index, val.source)
+    if not {*names_of(kept)} & {*names_of(val.source)}:
+        raise UserError(
+            f'"{options.val}" holds none of the validation videos that the run was begun with.',
+            "Give those, wherever they lie now, or begin a new run with another --out.",
+        )
     return Part(kept, labels_of(kept, val))
 
 

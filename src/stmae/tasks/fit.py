@@ -121,11 +121,12 @@ def _tried(options: TrainingOptions, trial: Trial, device: torch.device) -> int:
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
-    torch.cuda.set_per_process_memory_fraction(GPU_SHARE, device)
+    number = torch.cuda.current_device() if device.index is None else device.index  # PyTorch wants it named
+    torch.cuda.set_per_process_memory_fraction(GPU_SHARE, number)
     try:
         return largest(fits, options.repeats, MOST_CLIPS)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
 
 
 def _estimated(options: TrainingOptions, trial: Trial) -> int:

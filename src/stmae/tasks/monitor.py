@@ -20,7 +20,6 @@ from stmae.data.index import Index, scan
 from stmae.engine.distributed import World
 from stmae.errors import UserError
 from stmae.metrics import knn_score
-from stmae.model.encoder import VideoViT
 
 MOST_VIDEOS = 1000  # their clips stay in memory
 CLIPS_AT_ONCE = 8
@@ -69,22 +68,32 @@ class Monitor:
         how = f"{self.validation.sum()} of them by the others" if self.validation.any() else "each by all others"
         return f"{len(self.labels)} videos of {len(self.classes)} classes, {how}"
 
-    def score(self, encoder: VideoViT, device: torch.device, limit: int | None = None) -> dict[str, float]:
+    def score(
+        self, encode: Callable[[Tensor], Tensor], device: torch.device, limit: int | None = None
+    ) -> dict[str, float]:
         """The share of videos whose class the nearest features tell, and what always saying the largest class gives.
+
+        `encode` gives the features (B, D) of clips on the device; all processes call it equally often.
 
         With a limit so many videos are read and encoded, and nothing is scored: to fail early if that is not possible.
         """
         mine = range(self.world.rank, len(self.labels), self.world.size)
         if limit is not None:
-            self._features(self._clips(mine[:limit]), encoder, device)
+            self._features(self._clips(mine[:limit]), encode, device)
             return {}
         if self._read is None:
             self._read = self._clips(mine)
-        parts = self.world.gather(self._features(self._read, encoder, device))
+        parts = self.world.gather(self._features(self._read, encode, device))
         found = dict(pair for part in parts for pair in part)
         items = sorted(found)
         numbers = np.array([self.classes.index(self.labels[item]) for item in items])
-        features, asked = np.stack([found[item] for item in items]), self.validation[items]
+        asked = self.validation[items]
+        if len(items) < 2 or asked.all():
+            raise UserError(
+                f"of the {len(self.labels)} videos of the monitor too few can be read to score on.",
+                "Mend them, give other ones, or go on without --monitor.",
+            )
+        features = np.stack([found[item] for item in items])
         if asked.any():
             share = knn_score(features[~asked], numbers[~asked], features[asked], numbers[asked])
         else:
@@ -103,16 +112,16 @@ class Monitor:
 
     @torch.no_grad()
     def _features(
-        self, clips: Sequence[tuple[int, Tensor]], encoder: VideoViT, device: torch.device
+        self, clips: Sequence[tuple[int, Tensor]], encode: Callable[[Tensor], Tensor], device: torch.device
     ) -> list[tuple[int, np.ndarray]]:
-        features = []
+        features: list[tuple[int, np.ndarray]] = []
+        first = next((clip for clip in self.world.gather(clips[0][1][:1] if clips else None) if clip is not None), None)
         # As often in each process: a model in parts needs all of them.
         for number in range(max(self.world.gather(math.ceil(len(clips) / CLIPS_AT_ONCE)))):
             part = clips[number * CLIPS_AT_ONCE : (number + 1) * CLIPS_AT_ONCE]
-            clip = encoder.config.clip
-            idle = torch.zeros(1, clip.channels, *clip.shape, dtype=torch.uint8)
-            batch = torch.cat([clip for _, clip in part]) if part else idle
-            rows = encoder(batch.to(device)).float().cpu().numpy()
+            batch = torch.cat([clip for _, clip in part]) if part else first
+            assert batch is not None  # somebody has clips, else there were no rounds
+            rows = encode(batch.to(device)).float().cpu().numpy()
             features += [(item, row) for (item, _), row in zip(part, rows, strict=False)]
         return features
 

@@ -92,7 +92,7 @@ class Pretraining(Training):
         if self.monitor is None:
             return {}
         with self.judged_weights(), computing(self.device, self.options.precision):
-            return self.monitor.score(self.model.encoder, self.device, limit)
+            return self.monitor.score(self.model.encode, self.device, limit)
 
     def _score_held_out(self, limit: int | None) -> dict[str, float]:
         """Loss and explained variance, or share of right codes, on the held-out videos: the same clips and masks every

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,10 @@ class Sweep:
                         raise
                     log.message(f"out of time in {unit.name}, {stopped}.")
                     break
+                except Exception as error:  # out of memory, or our mistake: the other pieces are not held up by it
+                    failed[unit.name] = UserError(f"{type(error).__name__}: {error}", "Its traceback is in the log.")
+                    log.warning(f"{unit.name}:\n{traceback.format_exc()}")
+                    continue
                 if signals.received:
                     raise Stopped(0, signals.received)
                 passed = set() if mine else passed | {unit.name}  # looked at again once one of ours has ended

@@ -8,7 +8,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -73,12 +73,14 @@ def flops_of(run: RunFolder) -> int:
     return build.training_flops(model.config)
 
 
-def write_list(path: Path, source: Index, labels: bool) -> None:
-    """Files as a list that every task reads: absolute paths and, if asked for, labels."""
+def write_list(path: Path, sources: Sequence[Index], *, labels: bool = False, root: Path | None = None) -> None:
+    """Files as a list that every task reads: absolute paths, or relative to a root; and, if asked for, labels."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "label"] if labels else ["path"])
-    for item in range(len(source)):
-        rows.writerow([str(source.path(item)), *([source.label(item) or ""] if labels else [])])
+    for source in sources:
+        for item in range(len(source)):
+            where = source.path(item) if root is None else source.path(item).relative_to(root)
+            rows.writerow([str(where), *([source.label(item) or ""] if labels else [])])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.getvalue())

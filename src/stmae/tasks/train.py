@@ -185,7 +185,8 @@ def _model(
     if setup.compile[0]:
         compile_blocks(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    strategy = world.first(lambda: build.pick_parallel(options.parallel, world, parameters))
+    whole = getattr(options, "teacher", None) == "self"  # a teacher that is the average needs the model in one piece
+    strategy = world.first(lambda: build.pick_parallel("ddp" if whole else options.parallel, world, parameters))
     return model, wrap(model, world, strategy[0]), strategy
 
 

@@ -22,7 +22,7 @@ from stmae.engine.distributed import World
 from stmae.engine.ema import Ema
 from stmae.engine.log import Log
 from stmae.engine.loop import Task
-from stmae.engine.parallel import full_copies
+from stmae.engine.parallel import full_copies, regathered
 from stmae.errors import UserError
 from stmae.mirror import Mirror
 from stmae.runs import BadFiles, RunFolder, Verdicts, save_weights
@@ -142,9 +142,16 @@ class Training(Task):
 
     # What its evaluations need
 
-    def judged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """The average of the weights, where there is one."""
-        return self.ema.applied() if self.ema else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def judged_weights(self) -> Iterator[None]:
+        """While open, the model has the average of its weights, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        with self.ema.applied():
+            regathered(self.model)
+            yield
+        regathered(self.model)
 
     def fixed_clips(self) -> tuple[Tensor, Tensor]:
         """Clips and keys of the first readable held-out videos (of the training videos, where none are held out)."""
@@ -155,7 +162,7 @@ class Training(Task):
     def _read_fixed_clips(self) -> tuple[Tensor, Tensor]:
         found: list[Sample] = []
         judged = self.setup.judged_clips()
-        known = [Verdict(item, item, reason) for slot, item, reason in self.verdicts.found if slot < 0]
+        known = [Verdict(item, item, reason) for slot, item, reason in self.verdicts.found if slot == HELD_OUT_SLOT]
         for sample in self.read_fixed(judged, range(len(judged)), known):
             self._keep_verdicts([Verdict(HELD_OUT_SLOT, bad.item, bad.reason) for bad in sample.bad if bad.verdict])
             self._note_bad(sample.bad)
