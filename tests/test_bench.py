@@ -13,6 +13,7 @@ from stmae.errors import UserError
 SMALL = {"model": "vit_tiny", "frames": 4, "image_size": 32, "patch": (2, 16, 16), "decoder_width": 32}
 
 
+@pytest.mark.slow
 def test_numbers_hang_together(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     report = stmae.bench(
@@ -31,6 +32,7 @@ def test_numbers_hang_together(videos: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"The limit is {report.limit}." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_videos_only_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     report = stmae.bench(
         seconds=0.001, batches=(1,), decoder_heads=2, decode="random", target="teacher", teacher="self", **SMALL

@@ -122,6 +122,7 @@ def test_a_video_model_as_an_image_model(pth, tmp_path, capsys):
                        family="mae_image")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_licence_of_what_is_read_is_said(pth, tmp_path):
     with pytest.warns(Note, match=r"facebookresearch/mae_st; .*CC-BY-NC"):
         load_reference(pth, config=MAE_ST)

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(600)  # several processes on a machine that may
 # How it ends
 
 
+@pytest.mark.slow
 def test_one_of_several_ends_without_taking_the_interpreter_apart() -> None:
     """Threads end and what is registered is done; what only the interpreter's own end would do is not."""
     program = """

@@ -148,6 +148,7 @@ def transformers_model(kind: str, **options: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", [True, False])
 @pytest.mark.parametrize("qv_bias", [True, False])
 def test_pretraining_with_transformers(pooling, qv_bias):

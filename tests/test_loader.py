@@ -93,6 +93,7 @@ def test_a_batch_must_be_whole_videos(clips: VideoClips) -> None:
             ClipLoader(clips, batch_size=size)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_leaves_workers_at_work(clips: VideoClips) -> None:
     with ClipLoader(clips, batch_size=2, workers=1) as loader:
         next(loader)

@@ -98,6 +98,7 @@ def test_the_text_log_goes_on_below(tmp_path: Path) -> None:
     assert [line[20:] for line in run.log.read_text().splitlines()] == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once_after_resuming(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

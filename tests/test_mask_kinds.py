@@ -30,6 +30,11 @@ SLOW = {
 }
 
 
+def test_of_tokens_that_no_box_covers_the_smallest_noise_stays_visible() -> None:
+    hidden = MASKS["block"](torch.tensor([0]), (3, 3, 4), 1, torch.zeros(1, 36, 3))  # leaves two of them
+    np.testing.assert_array_equal(hidden.numpy().ravel(), references.boxes(0, (3, 3, 4), 1).ravel())
+
+
 @kinds
 @given(key=keys64, grid=grids, data=st.data(), still=st.booleans())
 @settings(max_examples=15, deadline=None)

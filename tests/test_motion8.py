@@ -139,6 +139,7 @@ def test_footage_is_decoded_once(modules, videos, tmp_path):
     assert (again.clusters == first.clusters).all()
 
 
+@pytest.mark.slow
 def test_a_stopped_cell_goes_on_bit_for_bit(modules, still, tmp_path):
     arms = modules["arms"]
     ends = {"whole": time.monotonic() + 1000, "parts": 0.0}
@@ -162,6 +163,7 @@ def test_a_stopped_cell_goes_on_bit_for_bit(modules, still, tmp_path):
     assert all(torch.equal(value, weights["parts"][key]) for key, value in weights["whole"].items())
 
 
+@pytest.mark.slow
 def test_what_has_learned_no_motion_is_trained_on(modules, still, tmp_path):
     arms = modules["arms"]
     size = dataclasses.replace(arms.SMOKE, pretrain_steps=1, gate=9.0)

@@ -33,6 +33,7 @@ def test_the_arithmetic_of_ten_million_clips(capsys: pytest.CaptureFixture[str])
     assert "the GPUs work 25% of the time" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_rate_of_a_gpu_that_is_not_here_is_asked_for_or_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     given = {**GIVEN, "step_rate": None, "load_rate": 25.0}

@@ -97,6 +97,7 @@ def test_an_overflow_is_skipped_and_is_no_streak() -> None:
         torch.testing.assert_close(scaled.model.state_dict()[name], tensor, atol=2e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_scale_goes_on_where_it_was(tmp_path: Path) -> None:
     straight = toy_run(tmp_path / "straight", task=Overflowing, steps=12, fp16=True, ema=0.9, save_every=100)
     first = toy_run(tmp_path / "parts", task=Overflowing, steps=5, fp16=True, ema=0.9, warmup=2, end=12)

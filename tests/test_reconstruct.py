@@ -37,6 +37,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_gives_three_pictures_per_video_and_scores(
     run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_folder_gives_three_pictures_per_video_and_scores(
     assert all(str(path) in told for path in made.pictures)
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_pictures_and_another_seed_others(run: Path, videos: Path, tmp_path: Path) -> None:
     outs = [
         stmae.reconstruct(videos, model=str(run), out=tmp_path / name, clips=1, seed=seed)
@@ -79,6 +81,7 @@ def test_the_same_call_gives_the_same_pictures_and_another_seed_others(run: Path
     assert [len(made.videos) for made in outs] == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
 @pytest.mark.parametrize("frames", ["strided", "linspace", "all"])
 def test_models_of_all_targets(target: str, frames: str, videos: Path, tmp_path: Path) -> None:
@@ -112,6 +115,7 @@ def test_tokens_are_hidden_as_in_training() -> None:
     assert torch.equal(hidden, repaint(small_model(), clip, torch.tensor([7]), 0.75, "visible").hidden)
 
 
+@pytest.mark.slow
 def test_the_clip_starts_where_it_should(run: Path, tmp_path: Path) -> None:
     video = write_clock(tmp_path / "clock.mp4", seconds=4.0)
     early, late = (

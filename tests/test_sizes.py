@@ -78,6 +78,7 @@ def test_multiply_adds_of_table_1_without_mask_tokens():
     assert (ours + thrown_away) / 1e9 == pytest.approx(81.0, rel=0.01)
 
 
+@pytest.mark.slow
 def test_multiply_adds_of_table_1_with_mask_tokens():
     with_tokens = multiply_adds(mae_config("vit_large", mask_tokens_in_encoder=True))
     assert with_tokens / 1e9 == pytest.approx(627.5, rel=0.01)

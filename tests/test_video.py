@@ -168,6 +168,7 @@ def test_the_frame_for_a_time_is_the_last_that_is_not_after_it(tmp_path: Path, e
     assert reading.damage == ""
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_times_in_any_structure(tmp_path: Path, data: st.DataObject) -> None:

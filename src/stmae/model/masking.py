@@ -138,7 +138,8 @@ def block(keys: Tensor, grid: Grid, count: int, patches: Tensor) -> Tensor:
         covered = (covered[..., :, None] & inside[..., None, :]).flatten(2)
     turns = torch.arange(BLOCKS, device=keys.device, dtype=torch.int16)[:, None]
     turn = torch.where(covered, turns, BLOCKS).amin(dim=1).long()  # (B, N): the box that hides a token first
-    turn = turn + (turn == BLOCKS) * draws[:, 6 * BLOCKS :].argsort(dim=1, stable=True).argsort(dim=1)
+    rest = draws[:, 6 * BLOCKS :].argsort(dim=1, stable=True, descending=True).argsort(dim=1)  # smallest noise last
+    turn = turn + (turn == BLOCKS) * rest
     return agnostic(-turn, count)
 
 
