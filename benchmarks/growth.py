@@ -1,7 +1,7 @@
 """What a training step costs as the work grows: hidden share, frames, resolution, batch and processes; and starting up.
 
-    python benchmarks/growth.py                 # ViT-S; some eight minutes on two cores
-    python benchmarks/growth.py --quick         # a tiny model, in a minute
+    python benchmarks/growth.py                 # ViT-S
+    python benchmarks/growth.py --quick         # a tiny model, to see that it works
 
 Every point is a process of its own: one step to warm up, then a few that are timed; seconds are medians. A point's
 FLOP/s say whether time grows as the arithmetic does: where they fall as an axis grows, something else grows too.

@@ -1,6 +1,6 @@
 """What an encoder that sees visible tokens alone saves: the paper's Table 1, and other mask ratios, on this machine.
 
-    python benchmarks/sparse_vs_dense.py                     # ViT-B and ViT-L: about an hour and a half on two cores
+    python benchmarks/sparse_vs_dense.py                     # ViT-B and ViT-L: long on a CPU
     python benchmarks/sparse_vs_dense.py --quick             # a tiny model, in half a minute
 
 Two parts. Compute: forward and backward of a batch in memory, and beside it AdamW's step, whose time depends on neither

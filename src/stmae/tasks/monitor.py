@@ -115,11 +115,12 @@ class Monitor:
         self, clips: Sequence[tuple[int, Tensor]], encode: Callable[[Tensor], Tensor], device: torch.device
     ) -> list[tuple[int, np.ndarray]]:
         features: list[tuple[int, np.ndarray]] = []
-        first = next((clip for clip in self.world.gather(clips[0][1][:1] if clips else None) if clip is not None), None)
+        kinds = self.world.gather((clips[0][1].shape[1:], clips[0][1].dtype) if clips else None)
+        idle = next((torch.zeros(1, *kind[0], dtype=kind[1]) for kind in kinds if kind is not None), None)
         # As often in each process: a model in parts needs all of them.
         for number in range(max(self.world.gather(math.ceil(len(clips) / CLIPS_AT_ONCE)))):
             part = clips[number * CLIPS_AT_ONCE : (number + 1) * CLIPS_AT_ONCE]
-            batch = torch.cat([clip for _, clip in part]) if part else first
+            batch = torch.cat([clip for _, clip in part]) if part else idle
             assert batch is not None  # somebody has clips, else there were no rounds
             rows = encode(batch.to(device)).float().cpu().numpy()
             features += [(item, row) for (item, _), row in zip(part, rows, strict=False)]

@@ -148,10 +148,12 @@ class Training(Task):
         if self.ema is None:
             yield
             return
-        with self.ema.applied():
+        try:
+            with self.ema.applied():
+                regathered(self.model)
+                yield
+        finally:
             regathered(self.model)
-            yield
-        regathered(self.model)
 
     def fixed_clips(self) -> tuple[Tensor, Tensor]:
         """Clips and keys of the first readable held-out videos (of the training videos, where none are held out)."""
