@@ -1,12 +1,12 @@
 """What decoding a share of the hidden tokens saves (VideoMAE v2's dual masking), and what it costs in what is learnt.
 
-    python benchmarks/dual_masking.py                        # ViT-B: speed, then short runs of a small model
-    python benchmarks/dual_masking.py --quick                # half a minute
+    python benchmarks/dual_masking.py                        # ViT-B
+    python benchmarks/dual_masking.py --quick                # a tiny model, in seconds
 
-Speed: steps of ViT-B with all hidden tokens decoded and with half of them, at random or by running cells, by attention
-over all tokens or from hidden ones to visible ones alone; they take turns. Score: `stmae pretrain --preset small` of
-equally many steps each, judged on held-out videos with every hidden token decoded. Measurements and runs are kept
-(--state): repeated, the command goes on where it stood.
+Steps of ViT-B with all hidden tokens decoded and with half of them, at random or by running cells, by attention over
+all tokens or from hidden ones to visible ones alone; they take turns. Measurements are kept (--state): repeated, the
+command goes on where it stood. Beside it, how well two small models do that learned from equally many clips, all
+decoded or half: the cells of benchmarks/ablations.py, where they are done.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ import torch
 from machine import device_name, slug, synchronize, write_report
 from sparse_vs_dense import State, forward_flops
 
-import stmae
-from stmae.data.synthetic import write_videos
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.sizes import SIZES, mae_config
 
@@ -48,9 +46,9 @@ def main() -> None:
     state = State(args.state / f"dual-masking-{slug(device_name(device))}{'-quick' if args.quick else ''}.jsonl")
     measure(args, device, state)
     rows = [row(args, state, side) for side in SIDES]
-    if not args.no_score:
-        for found in rows:
-            found["score"] = [score(args, found["side"], seed) for seed in range(args.seeds)]
+    judged = scores(args.out / "ablations")
+    for found in rows:
+        found["scores"] = judged.get(found["side"], [])
     report = {
         "command": shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
@@ -71,16 +69,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="how often each side is measured")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves torch's choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no-score", action="store_true", help="leave the short runs out")
-    parser.add_argument("--videos", type=Path, help="folder for the short runs; made-up videos unless given")
-    parser.add_argument("--steps", type=int, default=1500, help="of each short run")
-    parser.add_argument("--seeds", type=int, default=2, help="short runs of each side")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and small clips, to see that it works")
     parser.add_argument("--state", type=Path, default=Path("build/benchmarks"), help="where measurements are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results")
     args = parser.parse_args()
     if args.quick:
-        args.model, args.frames, args.image_size, args.repeats, args.steps, args.seeds = "vit_tiny", 4, 64, 2, 4, 1
+        args.model, args.frames, args.image_size, args.repeats = "vit_tiny", 4, 64, 2
     return args
 
 
@@ -148,35 +142,13 @@ def row(args: argparse.Namespace, state: State, side: str) -> dict[str, Any]:
     }
 
 
-def score(args: argparse.Namespace, side: str, seed: int) -> dict[str, float]:
-    """Held-out loss and explained variance after a short run, every hidden token decoded."""
-    videos = args.videos
-    if videos is None:
-        videos = args.state / "dual-masking-videos"
-        if not videos.is_dir():
-            write_videos(videos, count=12 if args.quick else 64, seed=5)
-    name = f"dual-masking-{slug(side)}-{args.steps}-{seed}{'-quick' if args.quick else ''}"
-    run = args.state / name
-    if run.exists():
-        stmae.pretrain(videos, out=run)
-    else:
-        stmae.pretrain(
-            videos,
-            out=run,
-            preset="small",
-            epochs=f"{args.steps} steps",
-            warmup="10%",
-            holdout=0.2,
-            seed=seed,
-            evaluate_every=args.steps,
-            save_every=max(1, args.steps // 4),
-            precision="fp32",
-            loggers=(),
-            **SIDES[side],
-        )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "held_out_loss" in line][-1]
-    return {"loss": last["held_out_loss"], "explained": last["held_out_explained"]}
+def scores(results: Path) -> dict[str, list[float]]:
+    """How well an attentive probe tells motion, of each pre-training that benchmarks/ablations.py has judged."""
+    found = {}
+    for side, cell in (("all", "agnostic-90"), ("half, running cells", "half-decoded")):
+        judged = sorted(results.glob(f"{cell}-s*--probe.json"))
+        found[side] = [json.loads(path.read_text())["accuracy"] for path in judged]
+    return found
 
 
 def markdown(args: argparse.Namespace, report: dict[str, Any]) -> str:
@@ -190,23 +162,20 @@ def markdown(args: argparse.Namespace, report: dict[str, Any]) -> str:
         "",
         f"    {report['command']}",
         "",
-        "| decoded | GMAC, forward | compute, s | gain | gain of the whole step | range | held-out loss | explained |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| decoded | GMAC, forward | compute, s | gain | gain of the whole step | range | score |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in report["rows"]:
-        scores = found.get("score")
-        losses, explained = (
-            " ".join(f"{each[name]:{form}}" for each in scores) if scores else "-"
-            for name, form in (("loss", ".4f"), ("explained", ".1%"))
-        )
+        judged = " ".join(f"{each:.3f}" for each in found["scores"]) or "-"
         low, high = found["gain_of_the_step_range"]
         lines.append(
             f"| {found['side']} | {found['gmacs']:.1f} | {found['compute_seconds']:.3g} | {found['gain']:.2f}x"
-            f" | {found['gain_of_the_step']:.2f}x | {low:.2f} to {high:.2f} | {losses} | {explained} |"
+            f" | {found['gain_of_the_step']:.2f}x | {low:.2f} to {high:.2f} | {judged} |"
         )
     about = (
-        f'Gains are over "all", medians within rounds. Scores: `--preset small` for {args.steps} steps, one number a'
-        " seed; the loss is over all hidden tokens of held-out videos, whatever was decoded in training."
+        'Gains are over "all", medians within rounds. Scores, one a pre-training: accuracy of an attentive probe on'
+        " frozen features in telling 8 directions of motion (chance 0.125), of small models that learned from equally"
+        " many clips: `python benchmarks/ablations.py`, whose page says more ([ablations](ablations.md))."
     )
     return "\n".join([*lines, "", about, ""])
 

@@ -3,10 +3,10 @@
     python benchmarks/growth.py                 # ViT-S
     python benchmarks/growth.py --quick         # a tiny model, to see that it works
 
-Every point is a process of its own: one step to warm up, then a few that are timed; seconds are medians. A point's
-FLOP/s say whether time grows as the arithmetic does: where they fall as an axis grows, something else grows too.
-Processes have one thread each, on one machine, and the same clips each: the work grows with them. Start-up is what a
-person waits for: the whole time of a command, five times.
+Every point is a process of its own: one step to warm up, then a few that are timed; seconds are medians. The page says
+how far a fixed time a step and one rate of arithmetic explain all points: where a point takes longer than that as an
+axis grows, something grows faster than the arithmetic. Processes have one thread each, on one machine, and the same
+clips each: the work grows with them. Start-up is what a person waits for: the whole time of a command, five times.
 Writes docs/results/growth-<device>.json, .md and .png.
 """
 
@@ -28,6 +28,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import device_name, slug, write_report
 from speed_sides import Side, Work, flops, our_model, step_of
@@ -92,7 +93,7 @@ def axes(args: argparse.Namespace) -> dict[str, list[Any]]:
     return {
         "mask_ratio": [0.9, 0.5] if args.quick else [0.95, 0.9, 0.75, 0.5, 0.0625],
         "frames": [int(at.frames * times) for times in several],
-        "size": [int(at.size * times) for times in ((1, 2) if args.quick else (0.5, 1, 1.5, 2, 3))],
+        "size": [32, 64] if args.quick else [64, 112, 160, 224, 336],
         "batch": [int(at.batch * times) for times in several],
     }
 
@@ -225,6 +226,23 @@ def markdown(report: dict[str, Any], stem: str) -> str:
                 for found in points
             ),
         ]
+    fixed, rate = explained(report)
+    off = {
+        (axis, found["value"]): found["seconds"] / (fixed + found["flops"] / rate)
+        for axis, points in report["axes"].items()
+        for found in points
+    }
+    worst, best = max(off, key=lambda at: off[at]), min(off, key=lambda at: off[at])
+    lines += [
+        "",
+        "## Time against arithmetic",
+        "",
+        f"{fixed:.2g} s a step and {rate / 1e9:,.0f} GFLOP/s beyond explain every point within {off[best]:.2f} to"
+        f" {off[worst]:.2f} of its time ({AXES[best[0]]} {best[1]}, {AXES[worst[0]]} {worst[1]}). The base, which every"
+        " axis goes through, was measured at "
+        + ", ".join(f"{found['seconds']:.3g}" for found in same_point(report))
+        + " s: so far apart are measurements of one thing.",
+    ]
     if report["processes"]:
         first = report["processes"][0]["clips_per_second"]
         lines += [
@@ -256,22 +274,35 @@ def markdown(report: dict[str, Any], stem: str) -> str:
     return "\n".join(lines)
 
 
+def same_point(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The base, as each axis has measured it."""
+    return [f for axis, points in report["axes"].items() for f in points if f["value"] == report["base"][axis]]
+
+
+def explained(report: dict[str, Any]) -> tuple[float, float]:
+    """Seconds a step whatever the work, and FLOP/s beyond, that come nearest to all points by their ratios."""
+    points = [found for each in report["axes"].values() for found in each]
+    seconds = np.array([found["seconds"] for found in points])
+    terms = np.array([[1.0, found["flops"]] for found in points]) / seconds[:, None]
+    (fixed, each), *_ = np.linalg.lstsq(terms, np.ones(len(points)), rcond=None)
+    return float(fixed), float(1 / each)
+
+
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Seconds beside what the arithmetic says (at the base's FLOP/s), and memory, along each axis."""
+    """Seconds beside what a fixed time and the arithmetic say, and memory, along each axis."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    base_rate = next(
-        found["flops_per_second"] for found in report["axes"]["batch"] if found["value"] == report["base"]["batch"]
-    )
+    fixed, rate = explained(report)
+    fitted = f"{fixed:.2g} s + {rate / 1e9:,.0f} GFLOP/s"
     figure, rows = pyplot.subplots(2, len(AXES), figsize=(13, 5.4), dpi=110, layout="constrained", sharey="row")
     for (axis, name), above, below in zip(AXES.items(), *rows, strict=True):
         points = sorted(report["axes"][axis], key=lambda found: found["value"])
         values = [found["value"] for found in points]
         above.plot(values, [found["seconds"] for found in points], "o-", label="measured")
-        above.plot(values, [found["flops"] / base_rate for found in points], "--", label="at the base's FLOP/s")
+        above.plot(values, [fixed + found["flops"] / rate for found in points], "--", label=fitted)
         below.plot(values, [found["peak_memory"] / 2**30 for found in points], "o-", color="tab:green")
         below.set_xlabel(name)
         above.set_yscale("log")

@@ -4,8 +4,9 @@
     python benchmarks/sparse_vs_dense.py --quick             # a tiny model, in half a minute
 
 Two parts. Compute: forward and backward of a batch in memory, and beside it AdamW's step, whose time depends on neither
-tokens nor batch. Loading: whole steps on clips that are read from packed shards, with a model so small that loading
-shows; the same steps on clips that lie in memory stand beside them. Computing leaves a core to each decoding process.
+tokens nor batch. Loading: whole steps on clips that are read from packed shards, with a model and clips so small that
+loading shows (`LOADING`); the same steps on clips that lie in memory stand beside them. Computing leaves a core to each
+decoding process.
 
 Dense is an encoder with mask tokens in the place of hidden patches, and the same decoder. All sides of a model share
 their weights and take turns, so that whatever else the machine does hits all of them. Arithmetic is float32. Every
@@ -23,7 +24,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ from stmae.tasks.fit import Trial, free_memory, kept_bytes
 
 PAPER = {"multiply-adds": 7.7, "compute": 5.8, "compute and loading": 4.1}  # ViT-L on 128 A100 GPUs (Table 1)
 RATIO = 0.9
+LOADING = {"image_size": 64, "patch": (2, 8, 8), "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}
+REPEATS = 4  # clips of a video, the paper's
 
 
 def main() -> None:
@@ -78,7 +82,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves torch's choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-loading", action="store_true", help="leave out the part with packed shards")
-    parser.add_argument("--loading-model", choices=SIZES, default="vit_tiny")
+    parser.add_argument("--loading-model", choices=SIZES, default="vit_mini")
+    parser.add_argument("--loading-batch", type=int, default=16)
     parser.add_argument("--loading-steps", type=int, default=10, help="steps of each side in a repeat")
     parser.add_argument("--videos", type=Path, help="folder for the part with shards; made-up videos unless given")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode")
@@ -88,6 +93,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.model, args.frames, args.image_size, args.repeats, args.loading_steps = ["vit_tiny"], 4, 64, 2, 2
+        args.loading_batch = 4
     args.ratios = sorted({*args.ratios, RATIO})
     return args
 
@@ -114,34 +120,39 @@ class State:
 # Compute --------------------------------------------------------------------------------------------------------------
 
 
-def config_of(args: argparse.Namespace, model: str, ratio: float, dense: bool) -> MaeConfig:
-    return mae_config(
-        model,
-        frames=args.frames,
-        image_size=args.image_size,
-        mask_ratio=ratio,
-        mask_tokens_in_encoder=dense,
-    )
+@dataclass(frozen=True)
+class Work:
+    """What a step is computed on. `shape` goes to `mae_config`."""
+
+    model: str
+    batch: int
+    shape: dict[str, Any]
+
+    def config(self, ratio: float, dense: bool) -> MaeConfig:
+        return mae_config(self.model, mask_ratio=ratio, mask_tokens_in_encoder=dense, **self.shape)
+
+    def sides(self, ratios: Iterable[float]) -> dict[str, MaeConfig]:
+        """By name: dense, and sparse at every ratio."""
+        return {"dense": self.config(RATIO, True)} | {
+            f"sparse {ratio:g}": self.config(ratio, False) for ratio in ratios
+        }
+
+    def cell(self, side: str) -> str:
+        return f"{self.model} {self.shape['frames']}x{self.shape['image_size']} batch {self.batch} {side}"
 
 
-def sides(args: argparse.Namespace, model: str) -> dict[str, MaeConfig]:
-    """By name: dense, and sparse at every ratio."""
-    made = {"dense": config_of(args, model, RATIO, True)}
-    return made | {f"sparse {ratio:g}": config_of(args, model, ratio, False) for ratio in args.ratios}
-
-
-def cell(args: argparse.Namespace, model: str, side: str) -> str:
-    return f"{model} {args.frames}x{args.image_size} batch {args.batch} {side}"
+def in_memory(args: argparse.Namespace, model: str) -> Work:
+    return Work(model, args.batch, {"frames": args.frames, "image_size": args.image_size})
 
 
 class Sides:
     """Dense and sparse models over the same weights, and their optimiser."""
 
-    def __init__(self, args: argparse.Namespace, model: str, device: torch.device) -> None:
+    def __init__(self, work: Work, ratios: Sequence[float], device: torch.device) -> None:
         torch.manual_seed(0)
-        self.configs, self.device = sides(args, model), device
-        self.parts = {name: parts_of(args, config, device) for name, config in self.configs.items()}
-        sparse = MaskedAutoencoder(config_of(args, model, RATIO, False))
+        self.configs, self.device = work.sides(ratios), device
+        self.parts = {name: parts_of(work.batch, config, device) for name, config in self.configs.items()}
+        sparse = MaskedAutoencoder(work.config(RATIO, False))
         dense = MaskedAutoencoder(self.configs["dense"])
         dense.encoder = sparse.encoder
         for name in ("embed", "positions", "blocks", "norm", "head"):
@@ -169,12 +180,12 @@ class Sides:
         return computed - begun, ended - computed
 
 
-def parts_of(args: argparse.Namespace, config: MaeConfig, device: torch.device) -> int:
+def parts_of(batch: int, config: MaeConfig, device: torch.device) -> int:
     """In how many parts, one after the other, the batch has to be computed to fit into two thirds of free memory."""
     room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     with torch.device("meta"):
         model = MaskedAutoencoder(config)
-    keys = torch.zeros(args.batch, dtype=torch.int64, device="meta")
+    keys = torch.zeros(batch, dtype=torch.int64, device="meta")
     trial = Trial(
         build=lambda: model,
         loss=lambda model, clips: model(clips, keys=keys[: len(clips)]).loss,
@@ -184,18 +195,19 @@ def parts_of(args: argparse.Namespace, config: MaeConfig, device: torch.device) 
     weights = 16 * sum(p.numel() for p in model.parameters())
     return next(
         parts
-        for parts in range(1, args.batch + 1)
-        if args.batch % parts == 0
-        and (parts == args.batch or kept_bytes(model, trial, args.batch // parts) < 2 / 3 * (room - weights))
+        for parts in range(1, batch + 1)
+        if batch % parts == 0
+        and (parts == batch or kept_bytes(model, trial, batch // parts) < 2 / 3 * (room - weights))
     )
 
 
 def measure_compute(args: argparse.Namespace, device: torch.device, model: str, state: State) -> None:
     """Every side `repeats` times, in turns; one round to warm up."""
-    left = {side: args.repeats - len(state.of(cell(args, model, side))) for side in sides(args, model)}
+    work = in_memory(args, model)
+    left = {side: args.repeats - len(state.of(work.cell(side))) for side in work.sides(args.ratios)}
     if max(left.values()) <= 0:
         return
-    made = Sides(args, model, device)
+    made = Sides(work, args.ratios, device)
     shape = (args.batch, 3, args.frames, args.image_size, args.image_size)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8)
     made.step(f"sparse {RATIO:g}", clips, torch.arange(args.batch))
@@ -203,15 +215,16 @@ def measure_compute(args: argparse.Namespace, device: torch.device, model: str, 
     for repeat in range(max(left.values()), 0, -1):
         for side in (side for side, count in left.items() if count >= repeat):
             compute, optimizer = made.step(side, clips, torch.arange(args.batch) + args.batch * repeat)
-            state.add(cell(args, model, side), compute=compute, optimizer=optimizer, parts=made.parts[side])
+            state.add(work.cell(side), compute=compute, optimizer=optimizer, parts=made.parts[side])
 
 
 def compute_rows(args: argparse.Namespace, state: State) -> Iterator[dict[str, Any]]:
     for model in args.model:
-        dense_flops = forward_flops(config_of(args, model, RATIO, True))
-        dense = state.of(cell(args, model, "dense"))[: args.repeats]
-        for side, config in sides(args, model).items():
-            found = state.of(cell(args, model, side))[: args.repeats]
+        work = in_memory(args, model)
+        dense_flops = forward_flops(work.config(RATIO, True))
+        dense = state.of(work.cell("dense"))[: args.repeats]
+        for side, config in work.sides(args.ratios).items():
+            found = state.of(work.cell(side))[: args.repeats]
             gains = {"gain": [], "gain_with_optimizer": []}
             for slow, fast in zip(dense, found, strict=True):  # of the same round
                 gains["gain"].append(slow["compute"] / fast["compute"])
@@ -243,10 +256,14 @@ def forward_flops(config: MaeConfig) -> int:
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
+def with_loading(args: argparse.Namespace) -> Work:
+    return Work(args.loading_model, args.loading_batch, {"frames": args.frames, **LOADING})
+
+
 def loading_cell(args: argparse.Namespace, side: str, how: str) -> str:
     what = args.videos.name if args.videos else "made-up videos"
     how = f"{how}, {args.loading_steps} steps, {args.workers} workers, {what} packed"
-    return f"{cell(args, args.loading_model, side)} {how}"
+    return f"{with_loading(args).cell(side)} {how}"
 
 
 def measure_loading(args: argparse.Namespace, device: torch.device, state: State) -> None:
@@ -257,7 +274,7 @@ def measure_loading(args: argparse.Namespace, device: torch.device, state: State
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - args.workers))  # cores of their own for the processes that decode
-    made = Sides(args, args.loading_model, device)
+    made, size = Sides(with_loading(args), [RATIO], device), LOADING["image_size"]
     with tempfile.TemporaryDirectory() as folder:
         videos = args.videos
         if videos is None:
@@ -269,11 +286,11 @@ def measure_loading(args: argparse.Namespace, device: torch.device, state: State
                 open_source(Path(folder) / "shards"),
                 frames=args.frames,
                 stride=4.0,
-                image_size=(args.image_size, args.image_size),
-                repeats=args.batch,
+                image_size=(size, size),
+                repeats=REPEATS,
                 seed=0,
             ),
-            batch_size=args.batch,
+            batch_size=args.loading_batch,
             workers=args.workers,
             device=device.type,
         )
@@ -304,8 +321,11 @@ def loading_row(args: argparse.Namespace, state: State) -> dict[str, Any]:
         for how in ("in memory", "from shards")
     }
     gains = {how: seconds[f"dense {how}"] / seconds[f"sparse {RATIO:g} {how}"] for how in ("in memory", "from shards")}
+    work = with_loading(args)
     return {
-        "model": args.loading_model,
+        "model": work.model,
+        "batch": work.batch,
+        "shape": work.shape,
         "workers": args.workers,
         "step_seconds": seconds,
         "gain": gains,
@@ -341,10 +361,12 @@ def markdown(args: argparse.Namespace, report: dict[str, Any]) -> str:
     if report["loading"]:
         found = report["loading"]
         seconds = "; ".join(f"{name} {value:.3g}" for name, value in found["step_seconds"].items())
+        shape = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["shape"].items())
         lines += [
-            f"With loading ({found['model']}, {found['workers']} decoding processes): {found['gain']['in memory']:.2f}x"
-            f" with the clips in memory, {found['gain']['from shards']:.2f}x with clips from packed shards, which is"
-            f" {found['kept']:.2f} of it. Seconds a step: {seconds}.",
+            f"With loading: {found['model']}, {found['batch']} clips a step, {REPEATS} of a video ({shape});"
+            f" {found['workers']} decoding process, 1 thread less to compute with. Dense over sparse, {RATIO:.0%}"
+            f" hidden: {found['gain']['in memory']:.2f}x with the clips in memory, {found['gain']['from shards']:.2f}x"
+            f" with clips from packed shards, which is {found['kept']:.2f} of it. Seconds a step: {seconds}.",
             "",
         ]
     paper = ", ".join(f"{what} {gain}x" for what, gain in PAPER.items())

@@ -94,18 +94,20 @@ def cells() -> dict[str, Cell]:
     add("no-motion-256-s0", extras.no_motion, *tunings["mae"], "gate-0")
     for p in range(CORE_PRETRAININGS):
         frozen(p)
-    for seed in range(SEEDS):
+    for seed in range(2):  # the longest runs: two seeds of them before other cells
         longer(seed)
     pretraining(2, core=False)
-    frozen(2)
     for seed in range(SEEDS):
         mae(2, 0, seed, core=False)
+    frozen(2)
     add("time-mae0", lambda place: extras.time_tasks(place, 0, True), "gate-0")
     add("time-random0", lambda place: extras.time_tasks(place, 0, False))
     for seed in range(SEEDS):
         scratch(1, seed, core=False)
         for p in range(PRETRAININGS):
             mae(p, 1, seed, core=False)
+        if seed >= 2:
+            longer(seed)
     return found
 
 

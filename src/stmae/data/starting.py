@@ -8,6 +8,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator
+from multiprocessing import forkserver as server
 from multiprocessing import resource_tracker
 
 from stmae.errors import UserError
@@ -55,4 +56,6 @@ def forkserver(preload: str) -> multiprocessing.context.BaseContext:
         )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
+    with ctrl_c_held_back():
+        server.ensure_running()  # does not wait until it has loaded
     return context

@@ -61,6 +61,11 @@ def by_slot(verdicts: Iterable[Verdict]) -> dict[int, dict[int, str]]:
     return found
 
 
+def warm_up() -> None:
+    """Has the process that workers branch off start and load, which takes seconds, beside what the caller does next."""
+    forkserver(__name__)
+
+
 class _Task(NamedTuple):
     place: Place
     block: int

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from stmae.data.loader import ClipLoader
-from stmae.data.workers import Verdict
+from stmae.data.workers import Verdict, warm_up
 from stmae.engine.blocks import checkpoint_blocks, compile_blocks
 from stmae.engine.checkpoint import Checkpoints, Position
 from stmae.engine.distributed import World, together
@@ -97,6 +97,8 @@ def _train(setup: Setup, job: type[Training], run: RunFolder, world: World, mirr
     """Builds the parts and joins them in the engine's loop; only rank 0 has a log and writes into the run's folder."""
     options, plan, device, clock = setup.options, setup.plan, setup.device, setup.clock
     notes, warnings = [*setup.notes], list[str]()  # what there is to say before the log is open
+    if setup.workers:
+        warm_up()
     model, wrapped, strategy = _model(setup, run, world, notes)
     ema = Ema(model, options.ema) if options.ema else None
     loss_scale = LossScale(device) if options.precision == "fp16" else None
