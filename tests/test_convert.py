@@ -48,6 +48,7 @@ def test_there_and_back(pth, tmp_path, capsys):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.slow
 def test_a_folder_of_transformers_goes_in_and_out(tmp_path):
     transformers = pytest.importorskip("transformers")
     theirs = transformers_model("VideoMAEForPreTraining", use_mean_pooling=False)
@@ -80,6 +81,7 @@ def test_a_classifier_of_ours_in_the_class_of_transformers(tmp_path):
     torch.testing.assert_close(again(clip.transpose(1, 2)).logits, ours(clip), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_ours_in_the_class_of_transformers(tmp_path):
     """A model trained here in VideoMAE's shape: its decoder is not transformers', the encoder is."""
     transformers = pytest.importorskip("transformers")

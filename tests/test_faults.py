@@ -75,6 +75,7 @@ def test_many_bad_steps_in_a_row_are_left_out_with_those_that_led_there(tmp_path
     assert {entry["step"].item() for entry in state.values()} == {30 - 6 - 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [13, 17, 21, 29])
 def test_a_kill_around_a_roll_back_changes_nothing(tmp_path: Path, kill_at: int) -> None:
     straight = toy_run(tmp_path / "straight", task=poisoned(15, 16, 17), **OPTIONS)

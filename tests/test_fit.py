@@ -87,6 +87,7 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
     assert sum(real.values()) == pytest.approx(counted, rel=0.25)
 
 
+@pytest.mark.slow
 def test_an_estimate_grows_with_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(shape=(16, 64, 64), width=64, depth=4)
     found = []

@@ -45,6 +45,7 @@ def same(ours: dict[str, torch.Tensor], theirs: Any, *, but: str = "positions") 
             torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_reference_checkpoint_goes_on_at_another_size_with_its_decoder(tmp_path):
     given = tmp_path / "given.safetensors"
     shutil.copyfile(REFERENCE, given)

@@ -151,6 +151,7 @@ def test_an_mp4_has_even_sizes_and_all_frames(tmp_path: Path, size: tuple[int, i
         assert np.abs(frame[: size[0], : size[1]].astype(int) - original).mean() < 4
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_from_a_metrics_file(tmp_path: Path) -> None:
     lines = [{"step": n, "time": 0.0, "loss": 1 / n} for n in range(1, 9)]
     lines += [{"step": 4, "time": 0.0, "held_out_loss": 0.5}, {"step": 8, "time": 0.0, "held_out_loss": None}]

@@ -131,6 +131,7 @@ def test_the_clip_starts_where_it_should(run: Path, tmp_path: Path) -> None:
         stmae.reconstruct(video, model=str(run), out=tmp_path / "late", start=9)
 
 
+@pytest.mark.slow
 def test_clips_from_python(run: Path, tmp_path: Path) -> None:
     clips = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
     made = stmae.reconstruct(clips, model=str(run), out=tmp_path)

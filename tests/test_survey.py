@@ -112,6 +112,7 @@ def test_images_and_arrays(tmp_path: Path) -> None:
     assert image.motion == 0
 
 
+@pytest.mark.slow
 def test_a_long_video_is_looked_at_in_windows(tmp_path: Path) -> None:
     assert windows(50, 60) == [(0.0, math.inf)]
     spread = windows(100, 30)
