@@ -100,12 +100,17 @@ def test_hmdb_s_folder_of_lists(tmp_path: Path) -> None:
 
 
 def test_leaks_are_told_by_the_names_of_sets(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("videos: [/data/kinetics-700/train]\n")
-    told = leaks(ProbeOptions("/data/k400/val", model=str(tmp_path)))
-    assert told is not None
-    assert "Kinetics-400" in told
-    assert leaks(ProbeOptions("/data/ucf", model=str(tmp_path))) is None
-    assert leaks(ProbeOptions("/data/k400", model="elsewhere/k700.safetensors")) is not None
+    """Also of the run that a run began with."""
+    for name, text in {"first": "videos: [/data/kinetics-700/train]", "tuned": f"init: {tmp_path / 'first'}"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text + "\n")
+        told = leaks(tmp_path / name, "/data/k400/val")
+        assert told is not None
+        assert "Kinetics-400" in told
+        assert leaks(tmp_path / name, "/data/ucf") is None
+    assert leaks("elsewhere/k700.safetensors", "/data/k400") is not None
+    (tmp_path / "first/config.yaml").write_text(f"init: {tmp_path / 'tuned'}\n")  # a ring ends too
+    assert leaks(tmp_path / "tuned", "/data/k400") is None
 
 
 def test_class_folders_are_no_parts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Presets of `stmae finetune`: the paper's recipe, one for few videos, and published files by their names.
+"""Presets of `stmae finetune`: the authors' recipe (PySlowFast), one for few videos, published files by their names.
 
 Only numbers that the published files state are in those; tests hold them against these (docs/finetuning.md).
 """
@@ -16,7 +16,7 @@ def auto(facts: Facts) -> dict[str, Any]:
 
 
 def recipe(facts: Facts) -> dict[str, Any]:
-    """The paper's recipe for ViT-L, in steps of any size; the slowfast_ presets follow the official files."""
+    """The authors' recipe for ViT-L (PySlowFast's), in steps of any size; slowfast_ presets follow its files."""
     return {}
 
 

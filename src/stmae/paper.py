@@ -41,6 +41,7 @@ TABLES: dict[str, Table] = {
     "augmentation": Table(
         "Table 2c",
         {"none": 83.9, "crop 0.5 to 1": 84.4, "crop 0.08 to 1": 83.4, "crop 0.5 to 1 and colour jitter": 83.8},
+        note="how strong the paper's colour jitter is, is not known",
     ),
     "repeats": Table("Table 2d", {"1": 83.7, "2": 84.3, "4": 84.4}, speed={"1": 1.0, "2": 1.8, "4": 3.0}),
     "decoder-width": Table("Table 2e", {"128": 80.8, "256": 83.1, "512": 84.4, "1024": 83.7}),

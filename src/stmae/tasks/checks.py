@@ -88,7 +88,7 @@ def check_optimizer(options: OptimizerOptions, problems: Problems) -> None:
     problems.check(
         all(0 <= beta < 1 for beta in options.betas),
         f"betas {options.betas} are not both from 0 to below 1.",
-        "The paper's are 0.9 0.95.",
+        "Usual are 0.9 0.95.",
     )
     if options.ema is not None:
         problems.check(

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -88,6 +88,20 @@ def check_choices(options: ModelOptions, problems: Problems) -> None:
         f"target hog is taken over cells of 8 x 8 pixels, and the patch is {' x '.join(map(str, options.patch))}.",
         "Choose a patch whose rows and columns are multiples of 8.",
     )
+
+
+def idle(options: ModelOptions, asked: Collection[str]) -> list[str]:
+    """Options that were asked for and have no meaning beside the others."""
+    sizes = ("decoder_width", "decoder_depth", "decoder_heads")
+    no_pixels = options.target in ("tokens", "teacher")
+    found = []
+    for names, unused, what in (
+        (("mask_ratio",), mask_kind(options.mask) == "own", "a mask of one's own, which says itself what is hidden"),
+        (sizes, options.decoder == "linear", "decoder linear"),
+        (("predict_frames",), no_pixels, f"target {options.target}, which is no pixels"),
+    ):
+        found += [f"{name} has no meaning with {what}." for name in names if unused and name in asked]
+    return found
 
 
 def _check_mask(mask: Any, problems: Problems) -> None:

@@ -37,7 +37,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Number]:
     with build.cpu_threads(options.threads), Log([Console()]) as log:
         classifier = LoadedClassifier(options)
         part, of = open_part(options, classifier.config, log.message)
-        if told := leaks(options):
+        if told := leaks(options.model, options.videos):
             log.message(told)
         views = classifier.views(part.source, VIEWS)
         shown = f"{views} view{'s' * (views > 1)} x {options.crops} crop{'s' * (options.crops > 1)}"

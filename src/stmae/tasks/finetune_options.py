@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Literal
 
@@ -54,18 +54,22 @@ class AugmentOptions(Options):
             problems.check(0 <= value < 1, f"{name} {value:g} is no share.", "Choose one from 0 to below 1.")
         problems.check(0 <= self.erase <= 1, f"erase {self.erase:g} is no share.", "Choose one from 0 to 1.")
         problems.check(
-            0 <= self.magnitude <= 10, f"magnitude {self.magnitude:g} is not from 0 to 10.", "The paper's is 7."
+            0 <= self.magnitude <= 10, f"magnitude {self.magnitude:g} is not from 0 to 10.", "PySlowFast's is 7."
         )
         problems.check(
-            self.magnitude_std >= 0, f"magnitude_std {self.magnitude_std:g} is negative.", "The paper's is 0.5."
+            self.magnitude_std >= 0, f"magnitude_std {self.magnitude_std:g} is negative.", "PySlowFast's is 0.5."
         )
         for name in ("mixup", "cutmix"):
             value = getattr(self, name)
             problems.check(
                 0 <= value <= MOST_ALPHA,
                 f"{name} {value:g} is not from 0 to {MOST_ALPHA:g}.",
-                "The paper's are mixup 0.8 and cutmix 1.",
+                "PySlowFast's are mixup 0.8 and cutmix 1.",
             )
+
+    def idle(self, asked: Collection[str]) -> list[str]:
+        names = ("magnitude", "magnitude_std") if self.rand_augment == 0 else ()
+        return [f"{name} has no meaning with rand_augment 0." for name in names if name in asked]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,7 @@ class FinetuneOptions(TrainingOptions, LabelledOptions, AugmentOptions, EncoderO
         if self.label_map is not None:
             exists("label_map", self.label_map, "Give a file of class names and their numbers", problems)
         AugmentOptions.check(self, problems)
-        positive("base_lr", self.base_lr, "The paper's is 2.4e-3.", problems)
+        positive("base_lr", self.base_lr, "PySlowFast's for ViT-L is 2.4e-3.", problems)
         if self.init == SCRATCH:
             check_encoder(self, self.frames, self.image_size, problems)
         elif not step_folders(self.out / "checkpoints"):  # else it has served

@@ -33,7 +33,8 @@ from stmae.tasks.finetune_model import begin_with, first_encoder
 from stmae.tasks.finetune_options import SCRATCH, FinetuneOptions
 from stmae.tasks.fit import Trial, settle_batch
 from stmae.tasks.labelled import Part
-from stmae.tasks.setup import Setup, clip_extras, lent, part, settle, slots_of
+from stmae.tasks.protocol import leaks
+from stmae.tasks.setup import Setup, clip_extras, idle_notes, lent, part, settle, slots_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class FinetuneSetup(Setup):
             tuple(notes), fit=fit, labels=labels, val=val, own_val=own_val, origin=origin,
         )  # fmt: skip
         plan = build.Plan.of(options, setup.epoch)
-        return replace(setup, plan=plan, notes=(*notes, *([changed] if changed else []), *setup.remarks()))
+        notes += [*([changed] if changed else []), *idle_notes(options, asked), *setup.remarks()]
+        return replace(setup, plan=plan, notes=tuple(notes))
 
     @cached_property
     def sampled(self) -> tuple[Source, np.ndarray]:
@@ -164,6 +166,8 @@ class FinetuneSetup(Setup):
             lines.append(
                 f'flip mirrors half of the clips, and a class is called "{sided[0]}": --no-flip keeps sides apart.'
             )
+        if leaked := leaks(self.options.init, (self.options.videos, self.options.val)):
+            lines.append(leaked)
         if self.val is None:
             lines.append("there are no validation videos: nothing will tell how well it does.")
         else:

@@ -82,7 +82,7 @@ class Frozen:
         model, self.extras = load_with_extras(options.model)
         encoder = model if isinstance(model, VideoViT) else model.encoder
         self.layer = encoder.layer(options.layer)
-        if told := leaks(options):
+        if told := leaks(options.model, options.videos):
             log.message(told)
         self.encoder = encoder.to(self.device).eval()
 

@@ -8,7 +8,7 @@ Defaults are the paper's; presets (`stmae.presets`) replace them where the machi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -87,6 +87,12 @@ class Options:
 
     def check(self, problems: Problems) -> None:
         """Adds everything that can be refused before anything is read."""
+
+    def idle(self, asked: Collection[str]) -> list[str]:
+        """What to tell of options that were asked for by name and that have no meaning beside the others: nothing is
+        ignored in silence. They are no mistakes: one of a sweep's cells may have no use for what all are given.
+        """
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from stmae.errors import Problems, UserError
 from stmae.presets import PRESETS, Preset
 from stmae.tasks.checks import check_known, check_model
-from stmae.tasks.choices import check_choices
+from stmae.tasks.choices import check_choices, idle
 from stmae.tasks.options import AnyPath, ModelOptions, default
 from stmae.tasks.places import exists
 from stmae.tasks.training_options import TrainingOptions
@@ -58,7 +58,7 @@ class PretrainOptions(TrainingOptions, ModelOptions):
         problems.check(
             0 <= self.color_jitter <= 1,
             f"color_jitter {self.color_jitter:g} is not from 0 to 1.",
-            "The paper tried 0.6; 0 leaves colours as they are.",
+            "Choose such as 0.4; 0 leaves colours as they are.",
         )
         if self.monitor is not None:
             there = exists("monitor", self.monitor, "Give a folder of class folders with videos", problems)
@@ -67,6 +67,9 @@ class PretrainOptions(TrainingOptions, ModelOptions):
                 f'monitor "{self.monitor}" is a file.',
                 "Give a folder of class folders with videos.",
             )
+
+    def idle(self, asked: Collection[str]) -> list[str]:
+        return idle(self, asked)
 
 
 def _source_weights(options: PretrainOptions, problems: Problems) -> None:

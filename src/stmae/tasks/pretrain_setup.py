@@ -21,7 +21,7 @@ from stmae.tasks.checks import check
 from stmae.tasks.fit import Trial, settle_batch
 from stmae.tasks.outside import open_mask, remarks
 from stmae.tasks.pretrain_options import PretrainOptions
-from stmae.tasks.setup import Setup, clip_extras, clip_shape, lent, part, settle, slots_of
+from stmae.tasks.setup import Setup, clip_extras, clip_shape, idle_notes, lent, part, settle, slots_of
 from stmae.tasks.starting import init_weights, settle_model
 from stmae.tasks.videos import open_given
 
@@ -57,7 +57,7 @@ class PretrainSetup(Setup):
         options, fit = settle_batch(options, trial(options, config), device, find().size)
         check(options)
         plan = build.Plan.of(options, slots_of(source))
-        notes += [*([changed] if changed else []), *remarks(options)]
+        notes += [*([changed] if changed else []), *idle_notes(options, asked), *remarks(options)]
         return cls(
             options, config, plan, source, held_out, values, device, why, tuple(notes), fit=fit, origin=start.origin
         )

@@ -54,15 +54,21 @@ def protocol_of(
     }
 
 
-def leaks(options: Any) -> str | None:
+def leaks(model: Any, videos: Any) -> str | None:
     """What to tell where a model learned from videos that it is judged on, as far as names tell it.
 
     Args:
-        options: with `model` and `videos`.
+        model: a run, a weights file or another name; a run's own `init` is followed.
+        videos: what it is judged on.
     """
-    config = RunFolder(options.model).config
-    learned = read_config(config).get("videos", "") if config.is_file() else ""
-    return leak(f"{options.model} {learned}", str(options.videos))
+    learned, seen = "", set[str]()
+    while model is not None and str(model) not in seen:
+        seen.add(str(model))
+        path = RunFolder(str(model)).config
+        config = read_config(path) if path.is_file() else {}
+        learned += f" {model} {config.get('videos', '')}"
+        model = config.get("init")
+    return leak(learned, str(videos))
 
 
 def _digest(model: str) -> str | None:

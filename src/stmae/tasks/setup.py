@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -275,6 +275,12 @@ def lent(options: O) -> O:
     if given.get("epochs", saved.get("epochs")) != saved.get("epochs"):  # a longer run is not warmed up anew
         saved["warmup"] = f"{read_config(run.config)['derived']['warmup_steps']} steps"
     return bind(type(options), (), {**saved, **given})
+
+
+def idle_notes(options: TrainingOptions, asked: Collection[str]) -> list[str]:
+    """What to tell of options that a new run was asked for in vain; a file of options says all, in vain or not."""
+    new = not RunFolder(options.out).exists and options.config is None
+    return options.idle(asked) if new else []
 
 
 def settle(options: O, device: torch.device, videos: int) -> tuple[O, str, set[str]]:
