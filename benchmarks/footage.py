@@ -159,16 +159,18 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _stated_sources(folder: Path) -> dict[str, str]:
-    """Sources by file, from tables with a column path or file and a column group or overlaps_*: in the folder, and
-    `KNOWN_SOURCES`."""
+    """Sources by file, from tables in the folder, and `KNOWN_SOURCES`: a column path or file, and a column group, or
+    overlaps_<set> with a group of another set."""
     found: dict[str, str] = {}
     for table in (*sorted(folder.glob("*.csv")), KNOWN_SOURCES):
         with open(table, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 name = row.get("path") or row.get("file")
-                source = row.get("group") or next((row[key] for key in row if str(key).startswith("overlaps_")), "")
-                if name and source and source != "unknown":
+                if name and (source := row.get("group")) and source != "unknown":
                     found[name] = f"{folder.name}:{source}"
+                for key in (key for key in row if str(key).startswith("overlaps_") and row[key]):
+                    if name and name not in found:  # a source of the set that is named there: "PA/train" is its PA
+                        found[name] = f"{str(key).removeprefix('overlaps_')}:{row[key].partition('/')[0]}"
     return found
 
 

@@ -135,9 +135,11 @@ def batches(footage: Footage, clips: Clips, size: int = 32) -> Iterator[Tensor]:
         yield pixels(footage, clips[slice(begin, begin + size)])
 
 
-def repeated(clip: Tensor) -> Tensor:
-    """The middle frame all the time: what a still picture can tell."""
-    return clip[:, :, FRAMES // 2 : FRAMES // 2 + 1].expand_as(clip).contiguous()
+def repeated(clip: Tensor, frame: int = 0) -> Tensor:
+    """One frame all the time: what a still picture can tell. The first and the last tell most: the crop begins at one
+    end of its path's box, so that a model that knew where the crop lies in the video would often know the direction.
+    """
+    return clip[:, :, frame : frame + 1].expand_as(clip).contiguous()
 
 
 def shuffled(clip: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ def reversed_in_time(clip: Tensor) -> Tensor:
 
 
 def phase_correlation(clip: Tensor) -> np.ndarray:
-    """The direction of each clip by phase correlation of frames that follow each other: the ceiling. (n,)"""
+    """The direction of each clip by phase correlation of frames that follow each other, without learning: (n,)."""
     grey = clip.float().mean(dim=1)
     window = torch.hann_window(CROP, periodic=False)
     spectra = torch.fft.fft2((grey - grey.mean(dim=(2, 3), keepdim=True)) * window * window[:, None])

@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import IO, Any
@@ -146,7 +146,9 @@ def run_cell(place: Place, name: str, cell: Cell) -> bool:
         path = place.out / f"{name}.json"
         path.with_suffix(".part").write_text(json.dumps(found) + "\n")
         path.with_suffix(".part").rename(path)
+        # The test's score is for the report, when all choices are made.
         short = {key: value for key, value in found.items() if not isinstance(value, (str, list, dict))}
+        short.pop("accuracy", None)
         print(f"{name}: {short}", flush=True)
         return True
 
@@ -202,6 +204,8 @@ def main() -> None:
         before = place.result("task")
         if before is not None and before["footage_identity"] != footage.identity:
             parser.error(f"{options.out} holds results of other footage; give another --out")
+        if before is not None and before["size"] != json.loads(json.dumps(asdict(size))):
+            parser.error(f"{options.out} holds results of another size; give another --out")
         try:
             if options.cell is not None:
                 lacks = lacking(place, chosen[options.cell])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import motion8
@@ -96,7 +97,9 @@ def controls(place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {"phase correlation": round(float((np.concatenate(shown) == clips.labels).mean()), 4)}
     changes: dict[str, Change] = {
         "as it is": as_is,
-        "one frame repeated": motion8.repeated,
+        "first frame repeated": motion8.repeated,
+        "middle frame repeated": partial(motion8.repeated, frame=motion8.FRAMES // 2),
+        "last frame repeated": partial(motion8.repeated, frame=motion8.FRAMES - 1),
         "frames shuffled": motion8.shuffled,
         "reversed": motion8.reversed_in_time,
     }
@@ -115,7 +118,7 @@ def controls(place: Place) -> dict[str, Any]:
 
 
 def no_motion(place: Place) -> dict[str, Any]:
-    """Trained and tested on one frame repeated: what the pictures alone give away."""
+    """Trained and tested on the first frame repeated: what the pictures alone give away."""
     labels = place.size.labels[0]
     model, found = finetune(
         place, "no-motion-256-s0", pretrained(place, 0), labels, 0, tuned(place, "mae"), change=motion8.repeated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from stmae.data.synthetic import write_videos
 from stmae.model.mae import MaskedAutoencoder
 from stmae.model.masking import agnostic
 from stmae.model.sizes import mae_config
@@ -214,8 +216,17 @@ def test_transfer(tmp_path: Path) -> None:
     assert len(told) == len(task["labels"]) == len(task["clusters"]) == 32
     listed = run(tmp_path, *common, "--list").splitlines()
     assert sum(line.startswith("done") for line in listed) == len(list(out.glob("*.json")))
+    write_videos(tmp_path / "free", count=6, seconds=(1.0, 1.5), seed=1)
+    for number, name in enumerate(("run", "jump")):
+        write_videos(tmp_path / "labelled" / name, count=6, seconds=(1.0, 1.5), seed=5 + number)
+    shutil.copy(tmp_path / "labelled/run/scene-000.mp4", tmp_path / "free/copy.mp4")
+    given = ["--unlabelled", str(tmp_path / "free"), "--labelled", str(tmp_path / "labelled"), "--run", "9"]
+    run(tmp_path, "benchmarks/transfer_real.py", *common[1:], *given)
+    pretrained = json.loads((out / "real-pretrain.json").read_text())
+    assert pretrained["left_out"] == 1  # it shows what a labelled video shows
     run(tmp_path, *common, "--report")
     page = (tmp_path / "transfer.md").read_text()
+    assert "sources in 5 of 5 folds by source" in page
     assert "MAE against from scratch, 256 labels: **" in page
     assert "| random, frozen, attentive probe |" in page
     assert "playback speed" in page
