@@ -17,6 +17,7 @@ from server import FlakyServer, serving
 import stmae
 from stmae.data import remote
 from stmae.data.cache import Cache
+from stmae.data.dataset import VideoClips
 from stmae.data.frozen import load_index, save_index
 from stmae.data.index import Index
 from stmae.data.opening import open_source
@@ -115,6 +116,10 @@ def test_folders_that_a_web_server_lists(videos: Path, tmp_path: Path) -> None:
     served = tmp_path / "served" / "my videos"
     shutil.copytree(videos, served / "a b" / "ü")
     (served / "notes.txt").write_text("no video")
+    first = min((served / "a b" / "ü").iterdir())
+    for odd in ("#437 ride.mp4", "what?.mp4", "a%20b.mp4"):
+        (served / "odd").mkdir(exist_ok=True)
+        (served / "odd" / odd).write_bytes(first.read_bytes() + odd.encode())
     (served / "empty").mkdir()
     handler = functools.partial(QuietHandler, directory=str(tmp_path / "served"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -122,9 +127,12 @@ def test_folders_that_a_web_server_lists(videos: Path, tmp_path: Path) -> None:
         try:
             url = f"http://127.0.0.1:{server.server_address[1]}/my videos"
             found = open_source(url, cache=Cache(tmp_path / "cache", 10**8))
-            assert [*names_of(found)] == [f"a b/ü/{name}" for name in names_of(scan(videos))]
+            count = len(scan(videos))
+            assert [*names_of(found)][:count] == [f"a b/ü/{name}" for name in names_of(scan(videos))]
             assert found.label(0) == "a b"
-            assert contents(found) == [path.read_bytes() for path in sorted(videos.iterdir())]
+            whole = contents(found)
+            assert whole[:count] == [path.read_bytes() for path in sorted(videos.iterdir())]
+            assert sorted(whole[count:]) == sorted(path.read_bytes() for path in (served / "odd").iterdir())
             with pytest.raises(UserError, match="holds no videos"):
                 open_source(f"{url}/empty", cache=Cache(tmp_path / "cache", 10**8))
         finally:
@@ -144,6 +152,17 @@ def test_missing_files_are_skipped_by_pack(server: FlakyServer, videos: Path, tm
     server.trouble = []
     stmae.pack(tmp_path / "list.txt", out=tmp_path / "other", workers=0, cache=tmp_path / "empty")
     assert len(Shards.open(tmp_path / "other")) == 7
+
+
+def test_a_missing_file_is_a_bad_file_of_training(server: FlakyServer, videos: Path, tmp_path: Path) -> None:
+    names = [path.name for path in sorted(videos.iterdir())]
+    (tmp_path / "list.txt").write_text("".join(f"{server.url}/a b/{name}\n" for name in ["none.mp4", *names]))
+    source = open_source(tmp_path / "list.txt", cache=Cache(tmp_path / "cache", 10**8))
+    clips = VideoClips(source, frames=4, stride=1.0, image_size=(32, 32), repeats=1, seed=0)
+    bad = [each for slot in range(len(source)) for each in clips.sample(clips.place(slot), {}).bad]
+    assert {(source.name(each.item).rpartition("/")[2], each.reason) for each in bad} == {
+        ("none.mp4", "does not exist")
+    }
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def test_numbers_hang_together(videos: Path, tmp_path: Path, capsys: pytest.Capt
     assert report.share == report.best.clips_per_second * report.flops_per_clip / report.matmul
     assert report.loading is not None
     needed = report.best.clips_per_second / report.loading
-    assert report.limit == ("loading" if needed > report.cores / 2 else "computing")
+    assert report.limit == ("loading" if needed > report.cores else "computing")
     assert any("stmae pack" in line for line in report.advice) == (report.limit == "loading")
     assert json.loads(out.read_text())["training"][1]["memory"] == two.memory
     assert f"The limit is {report.limit}." in capsys.readouterr().out

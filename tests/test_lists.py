@@ -24,6 +24,7 @@ def listed(folder: Path, name: str, text: str, **options: str) -> Listed:
         ("frames.txt", "a/x.mp4 120 3\nb/y.mp4 95 0\n", ["a/x.mp4", "b/y.mp4"], ["3", "0"]),
         ("blanks.txt", "my clips/a b.mp4 3\nmy clips/c.mp4 0\n", ["my clips/a b.mp4", "my clips/c.mp4"], ["3", "0"]),
         ("blanks_unlabelled.txt", "my clips/a b.mp4\n\nc d.MOV\n", ["my clips/a b.mp4", "c d.MOV"], None),
+        ("words.txt", "v/a.mp4 playing guitar\nv/b.mp4 sit\n", ["v/a.mp4", "v/b.mp4"], ["playing guitar", "sit"]),
         ("tabs.tsv", "my clips/a b.mp4\tbig jump\nc.mp4\tsit\n", ["my clips/a b.mp4", "c.mp4"], ["big jump", "sit"]),
         ("semicolons.txt", "a.webm;1\nb.webm;2\n", ["a.webm", "b.webm"], ["1", "2"]),
         ("quoted.csv", '"a, b.mp4","sit, down"\n"c.mp4",jump\n', ["a, b.mp4", "c.mp4"], ["sit, down", "jump"]),
@@ -84,6 +85,7 @@ def test_subsets(tmp_path: Path) -> None:
     text = "path,label,split\na.mp4,1,training\nb.mp4,2,validation\n"
     assert listed(tmp_path, "k.csv", text).paths == ["a.mp4"]
     assert listed(tmp_path, "k.csv", text, subset="val").paths == ["b.mp4"]
+    assert listed(tmp_path, "k.csv", text, subset="validation").paths == ["b.mp4"]
     with pytest.raises(UserError, match=r"no rows of the subset \"test\", only: training, validation"):
         listed(tmp_path, "k.csv", text, subset="test")
 
@@ -96,6 +98,11 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
         ("b.json", '[{"size": 3}]', "entry 1 has no path"),
         ("a.csv", "path,label\na.mp4,1\n,2\n", "line 3 has no path"),
         ("b.txt", "a.mp4\0", "is no text"),
+        ("c.csv", 'path,label\na.mp4,"x\nb.mp4,y\nc.mp4,z\n', "line 2 has a quote that is not closed"),
+        ("d.csv", 'path,label\na.mp4,"' + 200_000 * "x" + "\n", "is no table"),
+        ("e.csv", "youtube_id,time_start,time_end\nx,,3\n", "line 2 cannot be read"),
+        ("c.json", "5", "holds 5 and no list"),
+        ("d.json", '{"x": {"annotations": {"label": "y", "segment": [1]}}}', "entry 1 cannot be read"),
     ):
         with pytest.raises(UserError, match=why):
             listed(tmp_path, name, text)

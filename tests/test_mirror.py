@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +42,9 @@ class Flaky(LocalFileSystem):
         super().put_file(lpath, rpath, *args, **keywords)
 
     def rm_file(self, path: str) -> None:
+        if Flaky.failures:
+            Flaky.failures -= 1
+            raise ConnectionError("gone for a moment")
         Flaky.done.append(("rm", path))
         super().rm_file(path)
 
@@ -120,6 +124,23 @@ def test_failures_are_told_and_tried_again(tmp_path: Path) -> None:
     Flaky.failures = 2
     train(url, 4)
     assert damage(tmp_path / "bucket/first/checkpoints/step-000004") is None
+
+
+def test_what_could_not_be_removed_is_removed_later(tmp_path: Path) -> None:
+    local = staged(f"flaky://{tmp_path}/bucket/first")
+    for step in (1, 2):
+        folder = local / f"checkpoints/step-00000{step}"
+        folder.mkdir(parents=True)
+        for name in ("model.safetensors", "manifest.json"):
+            (folder / name).write_text("{}")
+    mirror = Mirror.of(local)
+    assert mirror is not None
+    assert mirror._try()
+    shutil.rmtree(local / "checkpoints/step-000001")
+    Flaky.failures = 1
+    assert not mirror._try()
+    assert mirror._try()
+    assert not [path for path in (tmp_path / "bucket/first/checkpoints/step-000001").glob("*") if path.is_file()]
 
 
 def test_trouble_is_told_once_until_it_is_over(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from stmae.data import opening
 from stmae.data.dataset import VideoClips
 from stmae.data.frozen import index_changes, load_index, save_index
-from stmae.data.index import Index
+from stmae.data.index import Index, files_below
 from stmae.data.loader import ClipLoader
 from stmae.data.names import Names
 from stmae.data.opening import open_source, read_report
@@ -111,6 +113,34 @@ def test_entries_that_do_not_exist_are_told_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_source([path, tmp_path / "nothing", tmp_path])
     assert len(caught.value.problems) == 2
+
+
+def test_a_list_of_absolute_paths_looks_where_its_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not through the whole machine."""
+    looked = list[str]()
+
+    def below(root: Path) -> Iterator[str]:
+        looked.append(str(root))
+        return files_below(root)
+
+    monkeypatch.setattr(opening, "files_below", below)
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "videos" / name).touch()
+    (tmp_path / "lists").mkdir()
+    lines = "\n".join(f"{tmp_path}/videos/{name}" for name in ("a", "b.mp4", "gone.mp4", 300 * "x"))
+    (tmp_path / "lists/all.txt").write_text(lines)
+    with pytest.raises(UserError, match="2 of the 4 entries"):
+        open_source(tmp_path / "lists/all.txt")
+    found = open_source(tmp_path / "lists/all.txt", leave_out=("missing",))
+    assert [str(found.path(i)) for i in range(2)] == [f"{tmp_path}/videos/a.mp4", f"{tmp_path}/videos/b.mp4"]
+    assert set(looked) == {f"{tmp_path}/videos"}
+
+
+def test_links_in_a_ring_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "ring").symlink_to("ring")
+    assert [*names_of(open_source(tmp_path))] == ["a.mp4"]
 
 
 def test_several_sources(tmp_path: Path) -> None:

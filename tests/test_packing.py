@@ -192,6 +192,15 @@ def test_only_the_same_pack_goes_on(videos: Path, tmp_path: Path, monkeypatch: p
         pack(order(videos), tmp_path / "tars")
 
 
+def test_what_is_not_its_own_is_left_alone(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "shard-old").mkdir(parents=True)
+    for name in ("shard-000000.tar.gz", "shard-notes.txt"):
+        (out / name).write_text("mine")
+    stmae.pack(videos, out=out, workers=0)
+    assert {path.name for path in out.iterdir()} >= {"shard-000000.tar.gz", "shard-notes.txt", "shard-old"}
+
+
 def test_two_do_not_pack_into_one_folder(videos: Path, tmp_path: Path) -> None:
     def second(items: int, totals: Any) -> None:
         with pytest.raises(UserError, match="another process"):

@@ -159,6 +159,20 @@ def test_the_cache_stays_small(folder: Path, tmp_path: Path, monkeypatch: pytest
         assert len(server.requests) == before + 1, "what was removed is fetched again"
 
 
+def test_without_file_locks_the_cache_stays_small_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: int, what: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(cache_module.fcntl, "flock", no_locks)
+    cache = Cache(tmp_path / "tiny", 25_000)
+    with serving(folder) as server:
+        for i in range(8):
+            cache.fetch_range(f"{server.url}/a.bin", i, 10_000)
+    assert sum(path.stat().st_size for path in (tmp_path / "tiny").rglob("*") if path.is_file()) < 40_000
+
+
 def test_what_is_in_use_is_not_removed(folder: Path, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "tiny", 1)
     with serving(folder) as server:

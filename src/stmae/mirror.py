@@ -218,8 +218,10 @@ class Mirror:
         (self.local / ".mirrored").touch()
 
     def _remove(self, name: str) -> None:
-        if self._copied.pop(name, None) is not None and self._files.exists(f"{self._root}/{name}"):
-            self._files.rm_file(f"{self._root}/{name}")
+        if name in self._copied:
+            if self._files.exists(f"{self._root}/{name}"):
+                self._files.rm_file(f"{self._root}/{name}")
+            del self._copied[name]  # not before it is gone: the next attempt tries again
 
     def _names(self) -> Iterator[str]:
         """The run's files in the order in which they are copied: those of others after what they rest on."""

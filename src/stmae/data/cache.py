@@ -196,10 +196,14 @@ def _unlink_unless_held(path: str) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    except BlockingIOError:
-        return False
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError:  # file systems without locks: an open file can still be read
+                pass
+            os.unlink(path)
     finally:
         os.close(file)
     return True

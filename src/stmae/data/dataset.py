@@ -15,6 +15,7 @@ from stmae.data import clips as choice
 from stmae.data.container import DecodeError
 from stmae.data.media import Media, read_clips
 from stmae.data.order import Kind, Order, Place
+from stmae.data.remote import MissingError
 from stmae.data.sources import Source, TensorSource, kin
 from stmae.data.values import Values
 from stmae.errors import Problems, UserError
@@ -120,7 +121,10 @@ class _Clips(Dataset[Sample]):
         if isinstance(self.source, TensorSource):
             begin(item)
             return self._take(item, keys)
-        media = self.source.media(item)  # may have to be fetched first
+        try:
+            media = self.source.media(item)  # may have to be fetched first
+        except MissingError as error:
+            raise DecodeError(self.source.name(item), "does not exist") from error
         begin(item)
         return self._decode(media, item, keys)
 

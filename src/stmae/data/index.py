@@ -82,8 +82,8 @@ class Index:
 
 
 def label_of(name: str) -> str | None:
-    """The class folder that an item lies in, None for one in the root."""
-    folder, slash, _ = name.partition("/")
+    """The class folder that an item lies in, None for one in the root. (A folder of frames is an item itself.)"""
+    folder, slash, _ = name.rstrip("/").partition("/")
     return folder if slash else None
 
 
@@ -159,8 +159,8 @@ def absolute_folder(folder: str | Path) -> Path:
         UserError: it is missing or is a file.
     """
     root = Path(folder).expanduser().absolute()
-    if not root.exists():
-        parent = next(parent for parent in root.parents if parent.exists())
+    if not os.path.exists(root):
+        parent = next(parent for parent in root.parents if os.path.exists(parent))
         raise UserError(f"{folder} does not exist; {parent} does.", "Give the folder that holds your videos.")
     if not root.is_dir():
         raise UserError(f"{folder} is a file.", f"Give the folder that holds it: {root.parent}")
@@ -195,7 +195,11 @@ def files_below(root: Path, inside: str = "", above: tuple[tuple[int, int], ...]
     if here in above:
         return  # a link to a folder that it lies in
     for entry in entries:
-        if entry.is_dir():
+        try:
+            folder, file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link in a ring
+            continue
+        if folder:
             yield from files_below(root, f"{inside}{entry.name}/", (*above, here))
-        elif entry.is_file():
+        elif file:
             yield inside + entry.name

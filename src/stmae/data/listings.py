@@ -68,5 +68,5 @@ def _names(url: str, first: bool) -> list[str]:
         name = target.removeprefix(here)
         # Not the links for sorting, to the folder above, or elsewhere.
         if target.startswith(here) and name and "/" not in name[:-1] and not urllib.parse.urlsplit(link).query:
-            names.append(name)
+            names.append(name.replace("%", "%25").replace("#", "%23").replace("?", "%3F"))  # as an address has them
     return names

@@ -77,7 +77,10 @@ def read_list(path: str | Path, *, subset: str = "train", label_map: str | Path 
         UserError: it cannot be read, has no rows, or none of the subset.
     """
     path = Path(path)
-    rows = _rows(path, _text(path))
+    try:
+        rows = _rows(path, _text(path))
+    except csv.Error as error:
+        raise UserError(f'the list "{path}" is no table: {error}.', "See whether every quote is closed.") from None
     if not rows:
         raise UserError(f'the list "{path}" is empty.', "Give one with a path in each line.")
     chosen = _of_subset(path, rows, subset)
@@ -154,6 +157,8 @@ def _from_json(path: Path, found: Any) -> list[Row]:
     if isinstance(found, Mapping):
         found = found.get("database", found)  # ActivityNet's
         found = [_with_id(name, value) for name, value in found.items()]
+    if not isinstance(found, list):
+        raise UserError(f'"{path}" holds {json.dumps(found)[:100]} and no list.', "Write a list of paths or objects.")
     return [_from_entry(path, number, entry) for number, entry in enumerate(found, 1)]
 
 
@@ -167,12 +172,20 @@ def _from_entry(path: Path, number: int, entry: Any) -> Row:
     if isinstance(entry, Sequence) and entry and all(isinstance(each, str | int) for each in entry):
         return str(entry[0]), str(entry[-1]) if len(entry) > 1 else "", ""
     if isinstance(entry, Mapping):
-        row = _from_record({str(key).lower(): value for key, value in entry.items()})
+        row = _checked(path, f"entry {number}", {str(key).lower(): value for key, value in entry.items()})
         if row is not None:
             return row
     raise UserError(
         f'"{path}", entry {number} has no path: {json.dumps(entry)[:100]}.', f"Name it by one of: {', '.join(PATHS)}."
     )
+
+
+def _checked(path: Path, where: str, record: Mapping[str, Any]) -> Row | None:
+    """`_from_record`, of which the mistakes are told by their place."""
+    try:
+        return _from_record(record)
+    except (ValueError, TypeError) as error:
+        raise UserError(f'"{path}", {where} cannot be read: {error}.', "Mend it, or take it out.") from None
 
 
 def _from_record(record: Mapping[str, Any]) -> Row | None:
@@ -235,6 +248,8 @@ def _from_lines(path: Path, lines: list[str]) -> list[Row]:
                 f'"{path}", line {number} has no path: {line.strip()[:100]}', "Write every line in the same way."
             )
         others = [*cells[:column], *cells[column + 1 :]]
+        if cut.endswith(("blank", "blanks")) and not all(cell.isdecimal() for cell in others[:-1]):
+            others = [" ".join(others)]  # no frames or times, but a label of several words
         rows.append((cells[column], others[-1] if others else "", ""))
     return rows
 
@@ -246,7 +261,11 @@ def _headed(path: Path, lines: list[str]) -> list[Row] | None:
         if not set(names) & set(PATHS) or (len(names) < 2 and kind_of(lines[0]) is not None):
             continue
         table = csv.reader(io.StringIO("\n".join(lines[1:])), delimiter=separator, skipinitialspace=True)
-        rows = [_from_record(dict(zip(names, map(str.strip, cells), strict=False))) for cells in table]
+        rows = []
+        for number, cells in enumerate(table, 2):
+            if any("\n" in cell for cell in cells):
+                raise UserError(f'"{path}", line {number} has a quote that is not closed.', "Close it, or double it.")
+            rows.append(_checked(path, f"line {number}", dict(zip(names, map(str.strip, cells), strict=False))))
         empty = next((number for number, row in enumerate(rows, 2) if row is None), None)
         if empty is not None:
             raise UserError(f'"{path}", line {empty} has no path.', "Fill it in, or take the line out.")
@@ -270,7 +289,7 @@ def _layout(path: Path, sample: list[str]) -> tuple[str, int]:
     if scores:
         best = [layout for layout, score in scores.items() if score == max(scores.values())]
         for cut, column in best if len(best) > 1 else []:
-            if any((path.parent / CUTS[cut](line)[column]).exists() for line in sample[:5]):
+            if any(os.path.exists(path.parent / CUTS[cut](line)[column]) for line in sample[:5]):
                 return cut, column
         return best[0]
     # Names without endings: the first column of the first cut that gives all lines equally many.
@@ -284,11 +303,15 @@ def _layout(path: Path, sample: list[str]) -> tuple[str, int]:
 # Subsets -------------------------------------------------------------------------------------------------------------
 
 
+def _usual(subset: str) -> str:
+    return SUBSET_NAMES.get(subset.lower(), subset.lower())
+
+
 def _of_subset(path: Path, rows: list[Row], subset: str) -> list[Row]:
     there = {part for _, _, part in rows}
     if subset == "all" or there == {""}:
         return rows
-    called = {part for part in there if SUBSET_NAMES.get(part.lower(), part.lower()) == subset.lower()}
+    called = {part for part in there if _usual(part) == _usual(subset)}
     if not called:
         known = sorted(part for part in there if part)
         raise UserError(
@@ -317,9 +340,9 @@ def locate(root: Path, entries: Sequence[str], below: Callable[[Path], Sequence[
     """
     missing = [i for i, there in enumerate(_exist(root, entries)) if not there]
     found = list(entries)
-    if any((root / entries[i]).is_dir() for i in missing[:20]):  # folders with the frames of each video
+    if any(os.path.isdir(root / entries[i]) for i in missing[:20]):  # folders with the frames of each video
         for i in missing:
-            found[i] = f"{entries[i].rstrip('/')}/" if (root / entries[i]).is_dir() else entries[i]
+            found[i] = f"{entries[i].rstrip('/')}/" if os.path.isdir(root / entries[i]) else entries[i]
         missing = [i for i in missing if not found[i].endswith("/")]
     if not missing:
         return found, []

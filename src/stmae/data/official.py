@@ -51,8 +51,9 @@ def read_official(path: Path, *, subset: str = "train", label_map: str | Path | 
     left_out = 0
     for each in lists:
         listed = read_list(each, subset=subset)
-        paths += [f"{label}/{name}" for name, label in zip(listed.paths, listed.labels or (), strict=True)]
-        labels += listed.labels or []
+        own = listed.labels or [""] * len(listed.paths)
+        paths += [f"{label}/{name}" if label else name for name, label in zip(listed.paths, own, strict=True)]
+        labels += own
         left_out += listed.left_out
     return Listed(paths, labels, left_out)
 

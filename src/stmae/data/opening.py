@@ -164,12 +164,12 @@ def open_list(
             "Make two lists of it, and give both.",
         )
     folder, entries = relative(absolute_folder(root) if root is not None else folder_of(path), listed.paths)
-    found, missing = locate(folder, entries, lambda below: list(files_below(below)))
+    found, missing = locate(folder, entries, lambda below: _files_of(below, entries))
     beside = home(path) if root is None and len(missing) == len(found) else None
     if beside is not None:
         folder = beside
         say(f"{path}: its files lie below {folder}.")
-        found, missing = locate(folder, entries, lambda below: list(files_below(below)))
+        found, missing = locate(folder, entries, lambda below: _files_of(below, entries))
     if missing:
         _missing(path, folder, [entries[i] for i in missing], len(found), skip_missing, say)
     labels = listed.labels if listed.labels is not None or folder != Path("/") else [""] * len(found)
@@ -177,6 +177,15 @@ def open_list(
         labels = [label_of(entry) or "" for entry in entries]
     index = Index(folder, Names.of(found), None if labels is None else Names.of(labels))
     return index.part(np.setdiff1d(np.arange(len(found)), missing)) if missing else index
+
+
+def _files_of(folder: Path, entries: Sequence[str]) -> list[str]:
+    """The files below a folder; below the root of the file system, those of the folder that holds all entries."""
+    if folder != Path("/"):
+        return list(files_below(folder))
+    common = os.path.commonpath([f"/{os.path.dirname(entry)}" for entry in entries]).lstrip("/")
+    there = common and os.path.isdir(f"/{common}")
+    return [f"{common}/{name}" for name in files_below(folder / common)] if there else []
 
 
 def _missing(path: Path, folder: Path, missing: list[str], total: int, skip: bool, say: Say) -> None:

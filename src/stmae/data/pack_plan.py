@@ -40,7 +40,7 @@ class Job:
 
 
 def class_numbers(source: Source) -> dict[str, int]:
-    """A number for each class: labels that are numbers stay, others are counted in alphabetical job."""
+    """A number for each class: labels that are numbers stay, others are counted in alphabetical order."""
     labels = sorted({label for item in range(len(source)) if (label := source.label(item)) is not None})
     if all(re.fullmatch(r"0|[1-9][0-9]{0,8}", label) for label in labels):
         return {label: int(label) for label in labels}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -186,8 +187,7 @@ def finished(out: Path) -> Iterator[Record]:
         yield record
         number += 1
     for path in out.iterdir():
-        stray = path.name.startswith(".shard-") or path.name.startswith("shard-")
-        if stray and path.name.lstrip(".") >= shard_name(number):
+        if re.fullmatch(r"\.?shard-\d{6,}\.tar", path.name) and path.name.lstrip(".") >= shard_name(number):
             path.unlink()
 
 

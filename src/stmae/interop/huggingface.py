@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from ..errors import UserError
 from ..model.config import ClassifierConfig, EncoderConfig, MaeConfig
-from ..weights import write_atomic
+from ..weights import write_atomic, write_tensors
 from .reference import Model, save_reference
 
 
@@ -36,7 +34,7 @@ def write_folder(folder: Path, model: Model) -> Path:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(folder / "model.safetensors", state, {"format": "pt"})
         write_atomic(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
         write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:

@@ -142,7 +142,8 @@ def _training(
     while wanted or not options.batches:
         batch = wanted.pop(0) if options.batches else batch
         memory = fixed + _kept(config, batch)
-        if device.type == "cpu" and memory > free_memory() + fixed:
+        there = fixed if optimizer.state else fixed // 4  # gradients and moments come with the first step
+        if device.type == "cpu" and memory > free_memory() + there:
             console.print(f"{batch} clips in a step do not fit into memory ({memory / 1e9:.1f} GB)", soft_wrap=True)
             return
         clip = config.encoder.clip
@@ -156,6 +157,8 @@ def _training(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             with console.status(f"training steps of {batch} clips"):
                 rate = batch / seconds_of(step, device, options.seconds)
@@ -202,12 +205,20 @@ def _conclude(report: Bench, options: BenchOptions, device: torch.device) -> Non
     best, advice = report.best, report.advice
     if report.loading is not None:
         needed = best.clips_per_second / report.loading
-        # On a CPU the cores that load do not compute meanwhile; a GPU leaves all but one of them to loading.
-        spare = max(1, report.cores - 1) if device.type == "cuda" else report.cores / 2
+        # A GPU leaves all cores but one to loading. On a CPU both share them, and the one that takes more of a clip's
+        # time limits.
+        beside = device.type == "cuda"
+        spare = max(1, report.cores - 1) if beside else report.cores
         report.limit = "loading" if needed > spare else "computing"
         if report.limit == "loading":
+            parts = f"{1 / report.loading:.2g} and {report.cores / best.clips_per_second:.2g}"
             advice.append(
-                f"Loading needs {needed:.1f} cores and has {spare:g}: `stmae pack` the videos (then measure the pack),"
+                (
+                    f"Loading needs {needed:.1f} cores and has {spare:g}:"
+                    if beside
+                    else f"Loading and computing a clip take {parts} seconds of a core:"
+                )
+                + " `stmae pack` the videos (then measure the pack),"
                 + (f" take --repeats {2 * options.repeats}," if options.repeats < 4 else "")
                 + " or use a machine with more cores for each GPU."
             )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from safetensors.torch import save_file
 
 from stmae.errors import UserError
 from stmae.interop.families import FamilyName
@@ -23,7 +22,7 @@ from stmae.model.config import ClassifierConfig, EncoderConfig, as_dict
 from stmae.model.encoder import VideoViT
 from stmae.tasks.convert_options import ConvertOptions
 from stmae.tasks.task import task
-from stmae.weights import save_weights, weights_name
+from stmae.weights import save_weights, weights_name, write_tensors
 
 
 @task(ConvertOptions)
@@ -130,9 +129,9 @@ def _write_file(out: Path, state: dict[str, torch.Tensor]) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".pth":
             torch.save({"model": state}, temporary)
+            temporary.replace(out)
         else:
-            save_file(state, temporary)
-        temporary.replace(out)
+            write_tensors(out, state, {})
     return out
 
 
