@@ -295,16 +295,18 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"## Feeding {report['needed']} clips/s",
         "",
-        "A consumer pulls batches of 8 videos from the loader and does nothing with them. Cores needed: if more cores "
-        "bring as much each as these did.",
+        "A consumer pulls batches of 8 videos from the loader and does nothing with them. Cores needed: of workers, if "
+        "more cores bring as much each as these did. The main process gathers the batches, by one thread in ordinary "
+        "memory: what that lets through bounds what one process can be fed with.",
         "",
-        f"| repeats | workers | clips/s | per core | main process, ms a clip | cores for {report['needed']} clips/s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| repeats | workers | clips/s | per core | main process, ms a clip | lets through, clips/s "
+        f"| cores for {report['needed']} clips/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for repeats, rows in report["fed"].items():
         lines += [
             f"| {repeats} | {row['workers']} | {row['clips_per_second']:.1f} | {row['per_core']:.1f} "
-            f"| {row['main_process_ms']:.2f} | {row['cores_needed']:.0f} |"
+            f"| {row['main_process_ms']:.2f} | {1000 / row['main_process_ms']:,.0f} | {row['cores_needed']:.0f} |"
             for row in rows
         ]
     lines += ["", *report["notes"], *([""] if report["notes"] else []), ABOUT]

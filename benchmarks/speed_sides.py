@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -92,6 +92,8 @@ def _serve(name: str, work: Work, device_name: str, threads: int, commands: Conn
     try:
         if threads:
             torch.set_num_threads(threads)
+        with suppress(ImportError):  # what it weighs is no difference between the sides
+            from transformers import VideoMAEForPreTraining  # noqa: F401
         torch.manual_seed(0)
         device = torch.device(device_name)
         step = SIDES[name](work, device)
