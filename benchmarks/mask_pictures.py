@@ -21,7 +21,7 @@ from stmae.data.dataset import FixedClips
 from stmae.data.opening import open_source
 from stmae.data.synthetic import Scene
 from stmae.model.config import Grid, MaeConfig
-from stmae.model.masking import decoded_rows, draw_mask
+from stmae.model.masking import decoded_rows, draw_mask, fixed_mask
 from stmae.model.patches import patchify, unpatchify
 from stmae.model.sizes import mae_config
 
@@ -33,6 +33,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "time (whole time steps), 75 % hidden": {"mask": "time", "mask_ratio": 0.75},
     "block (boxes), 75 % hidden": {"mask": "block", "mask_ratio": 0.75},
     "motion (what moves), 75 % hidden": {"mask": "motion", "mask_ratio": 0.75},
+    "one's own: the middle is hidden": {"mask": "own"},
     "tubes, of which running cells are decoded": {"mask": "space", "mask_ratio": 0.9, "decode": "running_cell"},
     "agnostic, of which a random half is decoded": {"mask": "agnostic", "mask_ratio": 0.9, "decode": "random"},
 }
@@ -69,7 +70,9 @@ def row(clip: Tensor, title: str, config: MaeConfig, key: int) -> pictures.Block
     """All time steps of the clip under one mask."""
     grid: Grid = config.encoder.clip.grid
     patches, keys = patchify(clip, PATCH), torch.tensor([key])
-    hidden, _, hidden_ids = draw_mask(config, grid, patches, keys)
+    middle = torch.zeros(grid[1:])
+    middle[grid[1] // 4 : -(grid[1] // 4), grid[2] // 4 : -(grid[2] // 4)] = 1
+    hidden, _, hidden_ids = draw_mask(config, grid, patches, keys, own=fixed_mask(middle))
     shade = torch.where(hidden, GREY, 0)
     rows = decoded_rows(config, keys, hidden_ids, grid)
     if rows is not None:

@@ -19,6 +19,7 @@ from stmae.data.synthetic import write_videos
 from stmae.engine.log import Log
 from stmae.errors import UserError
 from stmae.tasks import ablate_report
+from stmae.tasks.ablate import Cells
 from stmae.tasks.ablate_axes import AXES, Variant
 from stmae.tasks.ablate_options import AblateOptions
 from stmae.tasks.ablate_report import Row
@@ -310,6 +311,29 @@ def test_a_small_sweep(videos: Path, labelled: Path, tmp_path: Path, capsys: pyt
     assert "own shallow" in told
     with pytest.raises(UserError, match=r"clips: 16 in the run, 32 now"):
         stmae.ablate(videos, **(given | {"clips": 32}))
+
+
+@pytest.mark.slow
+def test_the_usual_judges(videos: Path, labelled: Path, tmp_path: Path) -> None:
+    """Fine-tuning and frozen probes, as where nothing is said."""
+    (tmp_path / "own.yaml").write_text("cells:\n  plain: {}\n")
+    report = stmae.ablate(
+        videos, labelled=labelled, axis=(str(tmp_path / "own.yaml"),), out=tmp_path / "sweep", smoke=True, clips=8,
+        judge_seeds=1, workers=0, precision="fp32", settings=("frames=4",),
+    )  # fmt: skip
+    with (tmp_path / "sweep/report.csv").open() as file:
+        assert {row["judge"] for row in csv.DictReader(file)} == {"finetune", "attentive", "knn"}
+    assert "4 of 4 pieces" in report.read_text()
+
+
+def test_smoke_binds_every_axis(videos: Path, labelled: Path, tmp_path: Path) -> None:
+    """Each cell's options can work together, before anything is trained."""
+    given = {"labelled": str(labelled), "axis": ("all",), "out": tmp_path / "all", "smoke": True}
+    cells = Cells.of(bind(AblateOptions, (str(videos),), given).settled(), "cpu")
+    assert {axis for axis, _ in cells.variants} == set(AXES)
+    for _, variant in cells.variants:
+        made = {"tokenizer": str(videos)} if "tokenizer" in variant.changes else {}  # the sweep makes it
+        bind(PretrainOptions, (), {**cells.shared, **variant.changes, **made, "videos": str(videos), "out": tmp_path})
 
 
 @pytest.mark.skipif(not DOCS.is_file(), reason="needs the repository")

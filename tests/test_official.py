@@ -21,7 +21,7 @@ from stmae.tasks.places import check_places
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    names = ("kinetics400", "kinetics700", "ssv2", "ucf101", "hmdb51")
+    names = ("kinetics400", "kinetics600", "kinetics700", "ssv2", "ucf101", "hmdb51")
     return {name: write_set(tmp_path_factory.mktemp(name), name, videos=2) for name in names}  # type: ignore[arg-type]
 
 
@@ -34,7 +34,7 @@ def by_class(source: Source, labels: Labels) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("version, val", [("400", "val"), ("700", "validate")])
+@pytest.mark.parametrize("version, val", [("400", "val"), ("600", "val"), ("700", "validate")])
 def test_kinetics(sets: dict[str, Path], version: str, val: str) -> None:
     told: list[str] = []
     train = sets[f"kinetics{version}"]
@@ -151,6 +151,8 @@ def test_commands_take_the_folder_of_lists(sets: dict[str, Path]) -> None:
     "name, judged, options",
     [
         ("kinetics400", "val.csv", {"leave_out": ("missing",)}),
+        ("kinetics600", "val.csv", {"leave_out": ("missing",)}),
+        ("kinetics700", "validate.csv", {"leave_out": ("missing",)}),
         ("ssv2", "validation.json", {"label_map": "labels.json"}),
         ("ucf101", "testlist01.txt", {}),
         ("hmdb51", ".", {}),
@@ -170,7 +172,7 @@ def test_fine_tuned_and_judged(
     classes = stmae.load(run).config.class_names
     assert len(classes) == 4
     held = {} if name != "hmdb51" else {"subset": "test"}
-    held |= {"subset": "val"} if name == "kinetics400" else {}
+    held |= {"subset": "val"} if name.startswith("kinetics") else {}
     numbers = stmae.evaluate(
         lists / judged, model=str(run), views=1, crops=1, workers=0, out=tmp_path / "judged", **held, **options
     )

@@ -32,6 +32,7 @@ def list_presets(options: PresetsOptions) -> None:
                     line = f"            {flag} {_text(value)}  (default: {_text(defaults[option])})"
                     console.print(Text(line), soft_wrap=True)
         console.print()
+    console.print("Which paper each is from, and where it differs: docs/choices.md and docs/finetuning.md.")
 
 
 def _text(value: object) -> str:
