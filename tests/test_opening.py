@@ -58,7 +58,7 @@ def test_arrays_of_one_file_are_items_of_their_own(tmp_path: Path) -> None:
         for name in ("b/clip", "a"):
             file[name] = np.zeros((4, 8, 8, 2), np.uint16)
         file["rates"] = np.zeros(3)
-    np.savez(tmp_path / "one.npz", frames=np.zeros((4, 8, 8)))
+    np.savez(tmp_path / "one.npz", frames=np.zeros((4, 8, 8)), label=3, weights=np.zeros(5))
     source = open_source(tmp_path)
     assert list(names_of(source)) == ["many.h5::a", "many.h5::b/clip", "one.npz"]
     assert source.media(1).path == tmp_path / "many.h5"

@@ -201,6 +201,14 @@ def test_what_is_not_its_own_is_left_alone(videos: Path, tmp_path: Path) -> None
     assert {path.name for path in out.iterdir()} >= {"shard-000000.tar.gz", "shard-notes.txt", "shard-old"}
 
 
+def test_a_damaged_manifest_is_told(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for text in ("{", "[1]"):
+        (tmp_path / "out/stmae-pack.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            stmae.pack(videos, out=tmp_path / "out", workers=0)
+
+
 def test_two_do_not_pack_into_one_folder(videos: Path, tmp_path: Path) -> None:
     def second(items: int, totals: Any) -> None:
         with pytest.raises(UserError, match="another process"):

@@ -317,6 +317,20 @@ def test_bad_files_are_counted_over_resumes(tmp_path: Path) -> None:
             BadFiles(path)
 
 
+def test_bad_files_of_any_name_come_back(tmp_path: Path) -> None:
+    names = ["a\rb.mp4", "c\nd.mp4", 'e"f,g.mp4', "h.mp4"]
+    bad = BadFiles(tmp_path / "bad.csv")
+    for name in names:
+        bad.add(name, "broken")
+    bad.flush()
+    assert set(BadFiles(tmp_path / "bad.csv").found) == set(names)
+
+
+def test_a_date_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("out: 2024-05-01\nroot: 2024-13-45\n")
+    assert read_config(tmp_path / "c.yaml") == {"out": "2024-05-01", "root": "2024-13-45"}
+
+
 def test_verdicts_are_kept_by_each_process_and_read_by_all(tmp_path: Path) -> None:
     folder = tmp_path / "verdicts"
     first, second = Verdicts(folder, 0), Verdicts(folder, 1)

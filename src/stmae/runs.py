@@ -63,7 +63,7 @@ _CONFIG_HEAD = "# stmae run: the resolved configuration, which `--config` reads 
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number, and a key given twice is a mistake."""
+    """YAML as people expect it: 1e-4 is a number, 2024-05-01 a name, and a key given twice is a mistake."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -79,6 +79,10 @@ class _YamlOut(yaml.SafeDumper):
     """Quotes what `_Yaml` would otherwise read as a number."""
 
 
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _yaml in (_Yaml, _YamlOut):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
@@ -280,7 +284,9 @@ class BadFiles:
         if not self._changed:
             return
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        # A name with a carriage return is quoted where that is part of the end of a line.
+        odd = any("\r" in path for path in self.found)
+        writer = csv.writer(text, lineterminator="\r\n" if odd else "\n")
         writer.writerow(["path", "reason", "times_met"])
         writer.writerows([path, reason, times] for path, (reason, times) in sorted(self.found.items()))
         write_atomic(self.path, text.getvalue().encode("utf-8", "surrogateescape"))

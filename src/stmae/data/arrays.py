@@ -141,7 +141,7 @@ def _npy(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
 def _npz(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
     file = stack.enter_context(media.open())
     arrays = stack.enter_context(np.load(file, allow_pickle=False))
-    array = arrays[_only(media, list(arrays.files))]
+    array = arrays[_only(media, npz_names(arrays))]
     return array, guessed_axes(array.shape)
 
 
@@ -205,13 +205,25 @@ def names_in(path: Path) -> list[str]:
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return list(arrays.files)
+                return npz_names(arrays)
         with need("h5py", Media.of(path)).File(path, "r") as file:
             return hdf5_names(file)
     except UserError:
         raise
     except Exception:  # of which there is one for every kind of damage
         return []
+
+
+def npz_names(arrays: Any) -> list[str]:
+    """The names of the arrays of at least two axes in an open .npz file, by their headers alone."""
+    names = []
+    for member in arrays.zip.namelist():
+        with arrays.zip.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            if len(read(file)[0]) >= 2:
+                names.append(member.removesuffix(".npy"))
+    return names
 
 
 def hdf5_names(file: Any) -> list[str]:

@@ -79,6 +79,8 @@ class Entries:
         if len(whole) < 8 or length > len(whole) - 8:
             raise ValueError("is cut off")
         header = json.loads(whole[8 : 8 + length].tobytes())
+        if not isinstance(header, dict):
+            raise ValueError("is no table of a pack")
         about = header.pop("__metadata__", {})
         if about.get("format") != "stmae-pack":
             raise ValueError("is no table of a pack")

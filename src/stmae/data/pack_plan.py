@@ -65,7 +65,10 @@ def plan_of(job: Job) -> dict[str, Any]:
 def done(out: Path, plan: dict[str, Any]) -> Totals | None:
     """What is in `out` if it holds this very pack already; shards of others are not written over."""
     if (out / MANIFEST).is_file():
-        about = json.loads((out / MANIFEST).read_bytes())
+        try:
+            about = dict(json.loads((out / MANIFEST).read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f'"{out / MANIFEST}" is damaged: {error}.', "Choose another --out, or remove it.") from None
         if about.get("plan") != plan:
             raise UserError(f'"{out}" holds another pack, which is finished.', "Choose another --out, or remove it.")
         totals = Totals(plan["items"], about["entries"], about["seconds"])

@@ -23,6 +23,7 @@ import numpy as np
 
 from stmae.data.cache import Cache, default_cache, usual_cache
 from stmae.data.entries import VERSION, Entries, EntriesBuilder
+from stmae.data.index import files_below
 from stmae.data.media import INSIDE, Media
 from stmae.data.names import Names
 from stmae.data.remote import (
@@ -256,13 +257,7 @@ def _entries(path: Path) -> Entries:
 
 
 def _tars_below(folder: Path) -> list[str]:
-    found = (
-        os.path.relpath(os.path.join(inside, name), folder).replace(os.sep, "/")
-        for inside, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(".tar") and not name.startswith(".")
-    )
-    return sorted(found, key=os.fsencode)
+    return sorted((name for name in files_below(folder) if name.lower().endswith(".tar")), key=os.fsencode)
 
 
 def _foreign(root: Path, names: list[str]) -> Entries:
