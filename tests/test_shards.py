@@ -19,7 +19,8 @@ from stmae.data.cache import Cache
 from stmae.data.container import DecodeError, FileRange
 from stmae.data.entries import Entries, EntriesBuilder, join
 from stmae.data.media import Media, read_clips
-from stmae.data.shards import Shards, is_packed
+from stmae.data.opening import is_packed
+from stmae.data.shards import Shards
 from stmae.data.tars import header, members, padding, small, split_key
 from stmae.errors import UserError
 

@@ -203,18 +203,6 @@ class Shards:
         return item if self._items is None else int(self._items.array[item])
 
 
-def is_packed(where: str | Path) -> bool:
-    """Whether a local path is a pack (finished or not), a tar file, or a folder that has tar files at its top."""
-    path = Path(where).expanduser()
-    if not path.is_dir():
-        return path.suffix.lower() == ".tar" and path.is_file()
-    if (path / MANIFEST).exists() or (path / WORKSHOP).is_dir():
-        return True
-    with contextlib.suppress(OSError):
-        return any(entry.name.lower().endswith(".tar") for entry in os.scandir(path))
-    return False
-
-
 def _manifest(text: bytes, where: str) -> dict[str, Any]:
     try:
         about = json.loads(text)
