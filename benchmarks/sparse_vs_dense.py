@@ -364,7 +364,7 @@ def markdown(args: argparse.Namespace, report: dict[str, Any]) -> str:
         shape = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["shape"].items())
         lines += [
             f"With loading: {found['model']}, {found['batch']} clips a step, {REPEATS} of a video ({shape});"
-            f" {found['workers']} decoding process, 1 thread less to compute with. Dense over sparse, {RATIO:.0%}"
+            f" {found['workers']} decoding, as many threads fewer to compute with. Dense over sparse, {RATIO:.0%}"
             f" hidden: {found['gain']['in memory']:.2f}x with the clips in memory, {found['gain']['from shards']:.2f}x"
             f" with clips from packed shards, which is {found['kept']:.2f} of it. Seconds a step: {seconds}.",
             "",

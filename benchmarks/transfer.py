@@ -126,7 +126,15 @@ def claimed(path: Path) -> Iterator[IO[str] | None]:
 def lacking(place: Place, cell: Cell) -> list[str]:
     """What a cell still needs: cells that are not done, and gates that were not passed."""
     found = {need: place.result(need) for need in cell.needs}
-    return [need for need, result in found.items() if result is None or not result.get("passed", True)]
+    lacks = [need for need, result in found.items() if result is None or not result.get("passed", True)]
+    if not lacks:
+        tuned = [arm for arm in TUNING if any(need.startswith(f"tune-{arm}-") for need in cell.needs)]
+        lacks = [
+            f"more settings of {arm} (TUNING): the best rate is at the edge"
+            for arm in tuned
+            if arms.at_edge(place, arm)
+        ]
+    return lacks
 
 
 def run_cell(place: Place, name: str, cell: Cell) -> bool:

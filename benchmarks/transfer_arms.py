@@ -61,13 +61,14 @@ class Size:
     synthetic: int = 120
     rounds: int = 3  # of pre-training, at most: another follows as long as the gate is not passed
     gate: float = 1.05  # held-out loss with a clip's steps in disorder / in order
+    settled: bool = True  # nothing is tested while the best rate is at the edge of those tried
 
 
 FULL = Size()
 SMOKE = Size(
     width=32, depth=1, heads=1, decoder=(32, 1, 1), pretrain_steps=3, pretrain_batch=4, finetune_steps=(3, 3),
     finetune_batch=4, val_clips=16, test_clips=32, control_clips=16, labels=(16, 32), probe_epochs=1, synthetic=12,
-    gate=0.0,
+    gate=0.0, settled=False,
 )  # fmt: skip
 
 
@@ -332,6 +333,12 @@ def tune(place: Place, arm: str, number: int) -> dict[str, Any]:
     return found | {"val_accuracy": val_accuracy(place, model)}
 
 
+def at_edge(place: Place, arm: str) -> bool:
+    """Whether the best learning rate is the lowest or highest tried: then more have to be tried first (the design)."""
+    rates = [lr for lr, _ in TUNING[arm]]
+    return tuned(place, arm)[0] in (min(rates), max(rates)) and place.size.settled
+
+
 def val_accuracy(place: Place, model: Classifier) -> float:
     clips = val_clips(place)
     return round(float((predict(model, place.footage, clips) == clips.labels).mean()), 4)
@@ -348,7 +355,10 @@ def arm(place: Place, cell: str, start: int | None, n: int, seed: int) -> dict[s
     """A classifier from a pre-training, or from scratch, with the n-th number of labels, and its test predictions."""
     model = None if start is None else pretrained(place, start)
     setting = tuned(place, "scratch" if start is None else "mae")
-    return scored(place, *finetune(place, cell, model, place.size.labels[n], seed, setting))
+    model, found = finetune(place, cell, model, place.size.labels[n], seed, setting)
+    if start is None:
+        found["val_accuracy"] = val_accuracy(place, model)  # for `longer`
+    return scored(place, model, found)
 
 
 def scored(place: Place, model: Classifier, found: dict[str, Any]) -> dict[str, Any]:
@@ -369,9 +379,7 @@ def longer(place: Place, cell: str, seed: int) -> dict[str, Any]:
     labels = place.size.labels[0]
     steps = round((float(np.mean(spent)) + mae) / max(scratch, 1e-3) * place.size.finetune_steps[0])
     model, found = finetune(place, cell, None, labels, seed, tuned(place, "scratch"), steps=steps)
-    other = Classifier(model.config).eval()
-    other.load_state_dict(torch.load(place.state(short), weights_only=True)["model"])
-    found["val_accuracy"] = {"long": val_accuracy(place, model), "short": val_accuracy(place, other)}
+    found["val_accuracy"] = {"long": val_accuracy(place, model), "short": place.done(short)["val_accuracy"]}
     found = scored(place, model, found)
     found["long"] = {key: found[key] for key in ("accuracy", "predictions")}
     if found["val_accuracy"]["short"] > found["val_accuracy"]["long"]:

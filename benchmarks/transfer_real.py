@@ -13,9 +13,10 @@ the order of time? Cells go on like transfer.py's.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +173,26 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     size = arms.SMOKE if options.smoke else arms.FULL
     work = options.work / ("smoke" if options.smoke else "full")
+    names = [Path(folder).name for folder in (*options.unlabelled, *options.labelled)]
+    if len(set(names)) < len(names):
+        parser.error(f"folders are told apart by their names, and two are called alike: {', '.join(sorted(names))}")
     footage = videos.prepare([*options.unlabelled, *options.labelled], work, synthetic=size.synthetic)
     sets = [labelled(footage, Path(folder).name) for folder in options.labelled]
     for each in sets:
         if (sources := len(np.unique(footage.clusters[each.which]))) < FOLDS:
             parser.error(f"{each.name} has videos of {sources} sources; {FOLDS} folds by source take {FOLDS} or more")
+        if len(each.classes) > 10:
+            parser.error(f"{each.name} has {len(each.classes)} classes; up to 10 fit into a result")
     if not len(unlabelled(footage, sets)):
         parser.error("every unlabelled video shares a source with a labelled one")
     state = work / f"real-{footage.identity}"
     state.mkdir(parents=True, exist_ok=True)
+    for path in options.out.glob("real-*.json"):
+        if json.loads(path.read_text())["footage_identity"] != footage.identity:
+            parser.error(f"{path} is of other footage; give another --out")
+    task = options.out / "task.json"
+    if task.exists() and json.loads(task.read_text())["size"] != json.loads(json.dumps(asdict(size))):
+        parser.error(f"{options.out} holds results of another size; give another --out")
     place = Place(footage, size, options.out, state, time.monotonic() + 60 * options.run)
     tuned = {}
     for arm in arms.TUNING:

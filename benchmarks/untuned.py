@@ -193,6 +193,10 @@ def main() -> None:
         footage = prepare(options.footage, options.decoded, synthetic=24 if options.smoke else 120)
     place = Place(options, footage)
     sweep = place.sweep()
+    for unit in sweep.units if footage is not None else ():
+        found = sweep.result(unit.name) or {}
+        if "right" in found and (found["footage"], len(found["right"])) != (footage.identity, place.held_out):
+            parser.error(f"{options.out} holds results of other footage or size ({unit.name}); give another --out")
     with Log([Console()]) as log:
         if options.list:
             rows = [(u.name, sweep.state(u), (sweep.result(u.name) or {}).get("told", "")) for u in sweep.units]

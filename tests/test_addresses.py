@@ -132,6 +132,10 @@ def test_folders_that_a_web_server_lists(videos: Path, tmp_path: Path) -> None:
             assert found.label(0) == "a b"
             whole = contents(found)
             assert whole[:count] == [path.read_bytes() for path in sorted(videos.iterdir())]
+            (served / "odd").rename(served / "a#b %")
+            odd = open_source(url, cache=Cache(tmp_path / "other", 10**8))
+            assert {odd.label(i) for i in range(len(odd))} == {"a b", "a#b %"}
+            (served / "a#b %").rename(served / "odd")
             assert sorted(whole[count:]) == sorted(path.read_bytes() for path in (served / "odd").iterdir())
             with pytest.raises(UserError, match="holds no videos"):
                 open_source(f"{url}/empty", cache=Cache(tmp_path / "cache", 10**8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def test_arrays_of_one_file_are_items_of_their_own(tmp_path: Path) -> None:
         for name in ("b/clip", "a"):
             file[name] = np.zeros((4, 8, 8, 2), np.uint16)
         file["rates"] = np.zeros(3)
+    (tmp_path / "meta.json").write_text("{}")
     np.savez(tmp_path / "one.npz", frames=np.zeros((4, 8, 8)), label=3, weights=np.zeros(5))
+    with zipfile.ZipFile(tmp_path / "one.npz", "a") as file:
+        file.write(tmp_path / "meta.json", "meta.json")
     source = open_source(tmp_path)
     assert list(names_of(source)) == ["many.h5::a", "many.h5::b/clip", "one.npz"]
     assert source.media(1).path == tmp_path / "many.h5"
@@ -134,7 +138,7 @@ def test_a_list_of_absolute_paths_looks_where_its_files_lie(tmp_path: Path, monk
         open_source(tmp_path / "lists/all.txt")
     found = open_source(tmp_path / "lists/all.txt", leave_out=("missing",))
     assert [str(found.path(i)) for i in range(2)] == [f"{tmp_path}/videos/a.mp4", f"{tmp_path}/videos/b.mp4"]
-    assert set(looked) == {f"{tmp_path}/videos"}
+    assert not looked
 
 
 def test_links_in_a_ring_are_passed_over(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def names_in(path: Path) -> list[str]:
 def npz_names(arrays: Any) -> list[str]:
     """The names of the arrays of at least two axes in an open .npz file, by their headers alone."""
     names = []
-    for member in arrays.zip.namelist():
+    for member in (name for name in arrays.zip.namelist() if name.endswith(".npy")):
         with arrays.zip.open(member) as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

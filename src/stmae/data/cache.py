@@ -201,8 +201,9 @@ def _unlink_unless_held(path: str) -> bool:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            except OSError:  # file systems without locks: an open file can still be read
-                pass
+            except OSError:  # file systems without locks: what this process holds is known
+                if Path(path) in _held:
+                    return False
             os.unlink(path)
     finally:
         os.close(file)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -55,7 +56,10 @@ class Index:
         """From the list, else the first folder on the item's path; None where there is neither."""
         if self.labels is not None:
             return self.labels[item] or None
-        return label_of(self.paths[item])
+        label = label_of(self.paths[item])
+        if label is not None and isinstance(self.root, str) and self.root.startswith("http"):
+            return unquote(label)  # names that a web server lists are parts of addresses
+        return label
 
     def path(self, item: int) -> Path:
         """Where an item lies on this machine."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -77,10 +78,7 @@ def read_list(path: str | Path, *, subset: str = "train", label_map: str | Path 
         UserError: it cannot be read, has no rows, or none of the subset.
     """
     path = Path(path)
-    try:
-        rows = _rows(path, _text(path))
-    except csv.Error as error:
-        raise UserError(f'the list "{path}" is no table: {error}.', "See whether every quote is closed.") from None
+    rows = _rows(path, _text(path))
     if not rows:
         raise UserError(f'the list "{path}" is empty.', "Give one with a path in each line.")
     chosen = _of_subset(path, rows, subset)
@@ -140,7 +138,10 @@ def _rows(path: Path, text: str) -> list[Row]:
     if hmdb is not None and all(line.split()[-1] in _HMDB_SUBSETS for line in lines):
         pairs = [line.rsplit(None, 1) for line in lines]
         return [(name.strip(), hmdb[1], _HMDB_SUBSETS[part]) for name, part in pairs]
-    return _from_lines(path, lines)
+    try:
+        return _from_lines(path, lines)
+    except csv.Error as error:
+        raise UserError(f'the list "{path}" is no table: {error}.', "See whether every quote is closed.") from None
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------
@@ -183,9 +184,12 @@ def _from_entry(path: Path, number: int, entry: Any) -> Row:
 def _checked(path: Path, where: str, record: Mapping[str, Any]) -> Row | None:
     """`_from_record`, of which the mistakes are told by their place."""
     try:
-        return _from_record(record)
+        row = _from_record(record)
     except (ValueError, TypeError) as error:
         raise UserError(f'"{path}", {where} cannot be read: {error}.', "Mend it, or take it out.") from None
+    if row is not None and any("\n" in text for text in row):
+        raise UserError(f'"{path}", {where} has a quote that is not closed.', "Close it, or double it.")
+    return row
 
 
 def _from_record(record: Mapping[str, Any]) -> Row | None:
@@ -217,6 +221,7 @@ def _plain(label: Any) -> str:
 # Lines ---------------------------------------------------------------------------------------------------------------
 
 Cut = Callable[[str], list[str]]
+_NUMBER = re.compile(r"-?\d+(\.\d*)?")
 
 
 def _csv(separator: str) -> Cut:
@@ -248,8 +253,9 @@ def _from_lines(path: Path, lines: list[str]) -> list[Row]:
                 f'"{path}", line {number} has no path: {line.strip()[:100]}', "Write every line in the same way."
             )
         others = [*cells[:column], *cells[column + 1 :]]
-        if cut.endswith(("blank", "blanks")) and not all(cell.isdecimal() for cell in others[:-1]):
-            others = [" ".join(others)]  # no frames or times, but a label of several words
+        if cut.endswith(("blank", "blanks")):  # frames or times, then a label, which may be several words
+            label = itertools.dropwhile(_NUMBER.fullmatch, others[:-1])
+            others = [" ".join([*label, *others[-1:]])]
         rows.append((cells[column], others[-1] if others else "", ""))
     return rows
 
@@ -260,11 +266,9 @@ def _headed(path: Path, lines: list[str]) -> list[Row] | None:
         names = [name.lower().replace(" ", "_").lstrip("#") for name in _csv(separator)(lines[0])] if lines else []
         if not set(names) & set(PATHS) or (len(names) < 2 and kind_of(lines[0]) is not None):
             continue
-        table = csv.reader(io.StringIO("\n".join(lines[1:])), delimiter=separator, skipinitialspace=True)
+        text = io.StringIO("\n".join(lines[1:]))
         rows = []
-        for number, cells in enumerate(table, 2):
-            if any("\n" in cell for cell in cells):
-                raise UserError(f'"{path}", line {number} has a quote that is not closed.', "Close it, or double it.")
+        for number, cells in enumerate(csv.reader(text, delimiter=separator, skipinitialspace=True), 2):
             rows.append(_checked(path, f"line {number}", dict(zip(names, map(str.strip, cells), strict=False))))
         empty = next((number for number, row in enumerate(rows, 2) if row is None), None)
         if empty is not None:

@@ -180,12 +180,20 @@ def open_list(
 
 
 def _files_of(folder: Path, entries: Sequence[str]) -> list[str]:
-    """The files below a folder; below the root of the file system, those of the folder that holds all entries."""
+    """The files below a folder; of the root of the file system, those of the folders that the entries lie in."""
     if folder != Path("/"):
         return list(files_below(folder))
-    common = os.path.commonpath([f"/{os.path.dirname(entry)}" for entry in entries]).lstrip("/")
-    there = common and os.path.isdir(f"/{common}")
-    return [f"{common}/{name}" for name in files_below(folder / common)] if there else []
+    folders = {os.path.dirname(entry) for entry in entries} - {""}
+    return [f"{each}/{name}" for each in sorted(folders) for name in _listed(folder / each)]
+
+
+def _listed(folder: Path) -> list[str]:
+    """The files right in a folder; none of a folder that is not there."""
+    try:
+        with os.scandir(folder) as found:
+            return [entry.name for entry in found if not entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _missing(path: Path, folder: Path, missing: list[str], total: int, skip: bool, say: Say) -> None:

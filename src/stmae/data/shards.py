@@ -23,7 +23,6 @@ import numpy as np
 
 from stmae.data.cache import Cache, default_cache, usual_cache
 from stmae.data.entries import VERSION, Entries, EntriesBuilder
-from stmae.data.index import files_below
 from stmae.data.media import INSIDE, Media
 from stmae.data.names import Names
 from stmae.data.remote import (
@@ -245,7 +244,15 @@ def _entries(path: Path) -> Entries:
 
 
 def _tars_below(folder: Path) -> list[str]:
-    return sorted((name for name in files_below(folder) if name.lower().endswith(".tar")), key=os.fsencode)
+    found, seen = list[str](), set[str]()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(inside)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:  # else a link to a folder that was looked through
+            tars = [name for name in names if name.lower().endswith(".tar") and not name.startswith(".")]
+            found += [os.path.relpath(os.path.join(inside, name), folder).replace(os.sep, "/") for name in tars]
+        seen.add(real)
+    return sorted(found, key=os.fsencode)
 
 
 def _foreign(root: Path, names: list[str]) -> Entries:

@@ -220,7 +220,7 @@ def _conclude(report: Bench, options: BenchOptions, device: torch.device) -> Non
                 )
                 + " `stmae pack` the videos (then measure the pack),"
                 + (f" take --repeats {2 * options.repeats}," if options.repeats < 4 else "")
-                + " or use a machine with more cores for each GPU."
+                + f" or use a machine with more cores{' for each GPU' * beside}."
             )
     if best.batch > 1:
         advice.append(f"Train with micro-batches of {best.batch} clips: --batch-size auto finds what fits.")

@@ -166,7 +166,7 @@ class FinetuneSetup(Setup):
             lines.append(
                 f'flip mirrors half of the clips, and a class is called "{sided[0]}": --no-flip keeps sides apart.'
             )
-        if leaked := leaks(self.options.init, (self.options.videos, self.options.val)):
+        if leaked := leaks(self.options.init, self.options.videos, self.options.val):
             lines.append(leaked)
         if self.val is None:
             lines.append("there are no validation videos: nothing will tell how well it does.")

@@ -12,6 +12,7 @@ import torch
 
 from stmae.data.clips import NOMINAL_FPS
 from stmae.data.official import leak
+from stmae.data.opening import paths_of
 from stmae.errors import UserError
 from stmae.model.config import ClipConfig
 from stmae.runs import RunFolder, find_weights, read_config
@@ -54,12 +55,12 @@ def protocol_of(
     }
 
 
-def leaks(model: Any, videos: Any) -> str | None:
+def leaks(model: Any, *judged: Any) -> str | None:
     """What to tell where a model learned from videos that it is judged on, as far as names tell it.
 
     Args:
         model: a run, a weights file or another name; a run's own `init` is followed.
-        videos: what it is judged on.
+        judged: what it is judged on; clips from Python have no name to go by.
     """
     learned, seen = "", set[str]()
     while model is not None and str(model) not in seen:
@@ -68,7 +69,8 @@ def leaks(model: Any, videos: Any) -> str | None:
         config = read_config(path) if path.is_file() else {}
         learned += f" {model} {config.get('videos', '')}"
         model = config.get("init")
-    return leak(learned, str(videos))
+    places = (place for videos in judged if videos is not None for place in paths_of(videos))
+    return leak(learned, " ".join(map(str, places)))
 
 
 def _digest(model: str) -> str | None:
