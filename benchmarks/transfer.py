@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import IO, Any
@@ -212,7 +212,7 @@ def main() -> None:
         before = place.result("task")
         if before is not None and before["footage_identity"] != footage.identity:
             parser.error(f"{options.out} holds results of other footage; give another --out")
-        if before is not None and before["size"] != json.loads(json.dumps(asdict(size))):
+        if before is not None and not size.is_that_of(before):
             parser.error(f"{options.out} holds results of another size; give another --out")
         try:
             if options.cell is not None:

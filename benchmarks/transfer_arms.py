@@ -63,6 +63,11 @@ class Size:
     gate: float = 1.05  # held-out loss with a clip's steps in disorder / in order
     settled: bool = True  # nothing is tested while the best rate is at the edge of those tried
 
+    def is_that_of(self, task: dict[str, Any]) -> bool:
+        """Whether the result of the cell "task" was made in this size, as far as it says."""
+        now = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {**now, **task["size"]} == now
+
 
 FULL = Size()
 SMOKE = Size(

@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def main() -> None:
         if json.loads(path.read_text())["footage_identity"] != footage.identity:
             parser.error(f"{path} is of other footage; give another --out")
     task = options.out / "task.json"
-    if task.exists() and json.loads(task.read_text())["size"] != json.loads(json.dumps(asdict(size))):
+    if task.exists() and not size.is_that_of(json.loads(task.read_text())):
         parser.error(f"{options.out} holds results of another size; give another --out")
     place = Place(footage, size, options.out, state, time.monotonic() + 60 * options.run)
     tuned = {}
