@@ -182,9 +182,9 @@ def step_of(
     def train() -> None:
         with autocast():
             loss = compute()
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()  # after the step: gradients are not held beside what a forward pass keeps
 
     return train
 
