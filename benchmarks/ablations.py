@@ -31,11 +31,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import motion8
-from footage import Footage, prepare
+from footage import Footage
+from sweeping import add_options, footage_of, work_through
 
 import stmae
 from stmae import paper
-from stmae.engine.log import Console, Log
 from stmae.model.config import EncoderConfig
 from stmae.model.encoder import VideoViT
 from stmae.model.sizes import create_model
@@ -268,53 +268,15 @@ def _command(options: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--footage", nargs="+", metavar="DIR", help='folders of videos, or "synthetic"')
-    parser.add_argument("--run-for", type=float, metavar="MINUTES", help="do what is missing for so long")
-    parser.add_argument("--list", action="store_true", help="list the cells and how far they are")
-    parser.add_argument("--report", action="store_true", help="write the report, from what there is")
+    add_options(parser, "ablations")
     parser.add_argument("--clips", type=int, default=None, help="clips that each cell is trained on (20000)")
     parser.add_argument("--seeds", type=int, default=2, help="pre-trainings of each cell")
-    parser.add_argument("--smoke", action="store_true", help="tiny: whether everything works")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/results/ablations"), help="results; the report is beside"
-    )
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache/stmae/ablations")
-    parser.add_argument(
-        "--decoded",
-        type=Path,
-        default=Path.home() / ".cache/stmae/transfer/full",
-        help="folder for decoded footage, which serves benchmarks/transfer.py too",
-    )
     options = parser.parse_args()
     options.clips = options.clips or (32 if options.smoke else 20_000)
     options.work = options.work / ("smoke" if options.smoke else f"clips-{options.clips}")
-    footage = None
-    if options.run_for is not None:
-        if not options.footage:
-            parser.error("give --footage: folders of videos, or synthetic")
-        options.work.mkdir(parents=True, exist_ok=True)
-        footage = prepare(options.footage, options.decoded, synthetic=24 if options.smoke else 120)
+    footage = footage_of(parser, options)
     place = Place(options, footage)
-    sweep = place.sweep()
-    if footage is not None:
-        other = [
-            u.name
-            for u in sweep.units
-            if (sweep.result(u.name) or {}).get("footage", footage.identity) != footage.identity
-        ]
-        if other:
-            parser.error(f"{options.out} holds results of other footage ({other[0]}); give another --out")
-    with Log([Console()]) as log:
-        if options.list:
-            rows = [(u.name, sweep.state(u), (sweep.result(u.name) or {}).get("told", "")) for u in sweep.units]
-            log.table(f"cells in {options.out}:", rows)
-        try:
-            if options.run_for is not None:
-                sweep.run(log, options.run_for)
-        finally:
-            if options.report or options.run_for is not None:
-                log.message(report(place))
+    work_through(parser, options, place.sweep(), footage, lambda: report(place))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import motion8
 from ablations import Windows
-from footage import Footage, prepare
+from footage import Footage
+from sweeping import add_options, footage_of, work_through
 from torch import Tensor
 
 import stmae
-from stmae.engine.log import Console, Log
 from stmae.model.heads import Classifier
 from stmae.runs import RunFolder
 from stmae.tasks.sweep import Sweep, Unit
@@ -173,40 +173,16 @@ def report(place: Place) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--footage", nargs="+", metavar="DIR", help='folders of videos, or "synthetic"')
-    parser.add_argument("--run-for", type=float, metavar="MINUTES", help="do what is missing for so long")
-    parser.add_argument("--list", action="store_true", help="list the cells and how far they are")
-    parser.add_argument("--report", action="store_true", help="write the report, from what there is")
-    parser.add_argument("--smoke", action="store_true", help="tiny: whether everything works")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/untuned"), help="results; the report is beside")
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache/stmae/untuned")
-    parser.add_argument("--decoded", type=Path, default=Path.home() / ".cache/stmae/transfer/full",
-                        help="folder for decoded footage, which serves benchmarks/transfer.py too")  # fmt: skip
+    add_options(parser, "untuned")
     options = parser.parse_args()
     options.work /= "smoke" if options.smoke else "full"
-    footage = None
-    if options.run_for is not None:
-        if not options.footage:
-            parser.error("give --footage: folders of videos, or synthetic")
-        options.work.mkdir(parents=True, exist_ok=True)
-        footage = prepare(options.footage, options.decoded, synthetic=24 if options.smoke else 120)
+    footage = footage_of(parser, options)
     place = Place(options, footage)
     sweep = place.sweep()
     for unit in sweep.units if footage is not None else ():
-        found = sweep.result(unit.name) or {}
-        if "right" in found and (found["footage"], len(found["right"])) != (footage.identity, place.held_out):
-            parser.error(f"{options.out} holds results of other footage or size ({unit.name}); give another --out")
-    with Log([Console()]) as log:
-        if options.list:
-            rows = [(u.name, sweep.state(u), (sweep.result(u.name) or {}).get("told", "")) for u in sweep.units]
-            log.table(f"cells in {options.out}:", rows)
-        try:
-            if options.run_for is not None:
-                sweep.run(log, options.run_for)
-        finally:
-            if options.report or options.run_for is not None:
-                log.message(report(place))
+        if len((sweep.result(unit.name) or {}).get("right", place.held_out * "1")) != place.held_out:
+            parser.error(f"{options.out} holds results of another size ({unit.name}); give another --out")
+    work_through(parser, options, sweep, footage, lambda: report(place))
 
 
 if __name__ == "__main__":

@@ -128,14 +128,19 @@ def guessed_axes(shape: tuple[int, ...]) -> str:
 def _npy(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
     with open(media.path, "rb") as file:
         file.seek(media.offset)
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
+        shape, fortran, dtype = _header(file)
         begin = file.tell()
     if dtype.hasobject:
         raise DecodeError(media, "holds Python objects, which may run code when loaded")
     # Mapped: only the frames that are wanted are read from the disk.
     return np.memmap(media.path, dtype, "r", begin, shape, "F" if fortran else "C"), guessed_axes(shape)
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array that an open .npy file begins with."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
 
 
 def _npz(media: Media, stack: contextlib.ExitStack) -> tuple[Any, str]:
@@ -219,9 +224,7 @@ def npz_names(arrays: Any) -> list[str]:
     names = []
     for member in (name for name in arrays.zip.namelist() if name.endswith(".npy")):
         with arrays.zip.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            if len(read(file)[0]) >= 2:
+            if len(_header(file)[0]) >= 2:
                 names.append(member.removesuffix(".npy"))
     return names
 

@@ -184,12 +184,9 @@ def _from_entry(path: Path, number: int, entry: Any) -> Row:
 def _checked(path: Path, where: str, record: Mapping[str, Any]) -> Row | None:
     """`_from_record`, of which the mistakes are told by their place."""
     try:
-        row = _from_record(record)
+        return _from_record(record)
     except (ValueError, TypeError) as error:
         raise UserError(f'"{path}", {where} cannot be read: {error}.', "Mend it, or take it out.") from None
-    if row is not None and any("\n" in text for text in row):
-        raise UserError(f'"{path}", {where} has a quote that is not closed.', "Close it, or double it.")
-    return row
 
 
 def _from_record(record: Mapping[str, Any]) -> Row | None:
@@ -269,7 +266,10 @@ def _headed(path: Path, lines: list[str]) -> list[Row] | None:
         text = io.StringIO("\n".join(lines[1:]))
         rows = []
         for number, cells in enumerate(csv.reader(text, delimiter=separator, skipinitialspace=True), 2):
-            rows.append(_checked(path, f"line {number}", dict(zip(names, map(str.strip, cells), strict=False))))
+            row = _checked(path, f"line {number}", dict(zip(names, map(str.strip, cells), strict=False)))
+            if row is not None and any("\n" in text for text in row):
+                raise UserError(f'"{path}", line {number} has a quote that is not closed.', "Close it, or double it.")
+            rows.append(row)
         empty = next((number for number, row in enumerate(rows, 2) if row is None), None)
         if empty is not None:
             raise UserError(f'"{path}", line {empty} has no path.', "Fill it in, or take the line out.")
